@@ -1,0 +1,102 @@
+// The Python module fused_optim._C: the only file that Python calls.
+#include <c10/core/TensorImpl.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <cstdlib>
+
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "gather.h"
+#include "hyperparameters.h"
+#include "launch.h"
+#include "rules/registry.h"
+
+namespace py = pybind11;
+
+namespace fused_optim {
+namespace {
+
+// Below this the step is over before another thread could have asked for the GIL, and keeping
+// the tensors alive without it (two atomic operations each) would cost more than the step.
+constexpr int64_t kReleaseGilElements = 1 << 22;
+
+/// Owns the tensors of a step while other Python threads may drop their references to them.
+class KeepAlive {
+ public:
+  explicit KeepAlive(const Gathered& gathered) {
+    for (const auto* tensors : {&gathered.written, &gathered.read})
+      for (c10::TensorImpl* tensor : *tensors)
+        owned_.push_back(
+            c10::intrusive_ptr<c10::TensorImpl>::unsafe_reclaim_from_nonowning(tensor));
+  }
+
+ private:
+  std::vector<c10::intrusive_ptr<c10::TensorImpl>> owned_;
+};
+
+double amp_number(const py::object& value, double if_none, const char* name) {
+  return value.is_none() ? if_none : read_number(value.ptr(), name);
+}
+
+py::object step(int rule, const py::object& param_groups, const py::object& state,
+                const py::object& grad_scale, const py::object& found_inf) {
+  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+  try {
+    // GradScaler sums found_inf over devices: any value but zero means an overflow.
+    if (amp_number(found_inf, 0.0, "found_inf") != 0.0) return py::none();
+    const double multiplier = 1.0 / amp_number(grad_scale, 1.0, "grad_scale");
+    Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), multiplier);
+    commit(gathered, state.ptr());
+    int64_t elements = 0;
+    for (const TensorEntry& entry : gathered.table.entries) elements += entry.numel;
+    if (elements < kReleaseGilElements) {
+      launch(gathered.table);
+    } else {
+      const KeepAlive keep_alive(gathered);
+      const py::gil_scoped_release no_gil;
+      launch(gathered.table);
+    }
+    return py::none();
+  } catch (const NotFused& reason) {
+    return py::str(reason.what());
+  } catch (const PythonError&) {
+    throw py::error_already_set();
+  }
+}
+
+py::list rules() {
+  py::list list;
+  for (const RuleSpec& spec : kRules) {
+    py::list states;
+    for (int i = 0; i < spec.num_states; ++i) states.append(spec.states[i].name);
+    list.append(py::make_tuple(spec.name, states));
+  }
+  return list;
+}
+
+void choose_isa_from_environment() {
+  const char* name = std::getenv("FUSED_OPTIM_ISA");
+  if (name != nullptr && *name != '\0') cpu::set_isa(name);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  try {
+    choose_isa_from_environment();
+  } catch (const std::runtime_error& error) {
+    throw py::import_error(error.what());
+  }
+  initialize_gather(py::module_::import("torch.nn").attr("Parameter").ptr());
+  m.def("step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
+        py::arg("grad_scale"), py::arg("found_inf"));
+  m.def("rules", &rules);
+  m.def("built_isas", &cpu::built_isas);
+  m.def("isa", [] { return std::string(cpu::isa_name(cpu::current_isa())); });
+  m.def("set_isa", &cpu::set_isa);
+  m.def("openmp_runtime", [] { return std::string(cpu::openmp_runtime()); });
+}
+
+}  // namespace fused_optim

@@ -1,0 +1,31 @@
+#include "apply.h"
+
+#include <stdexcept>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace fused_optim::cpu {
+namespace {
+
+struct Launch {
+  const Bucket* bucket;
+  Kernel kernel;
+};
+
+void run_range(const void* context, int64_t begin, int64_t end) {
+  const auto& launch = *static_cast<const Launch*>(context);
+  launch.kernel(*launch.bucket, begin, end);
+}
+
+}  // namespace
+
+void apply(const Bucket& bucket) {
+  const TensorEntry& first = bucket.first();
+  const Launch launch{
+      &bucket, find_kernel(current_isa(), bucket.table->rule, first.variant, first.dtype)};
+  if (launch.kernel == nullptr) throw std::logic_error("fused_optim: no kernel for this bucket");
+  parallel_ranges(bucket.numel(), run_range, &launch);
+}
+
+}  // namespace fused_optim::cpu

@@ -1,0 +1,10 @@
+// The CPU engine: one flat parallel loop over all elements of a bucket.
+#pragma once
+
+#include "../table.h"
+
+namespace fused_optim::cpu {
+
+void apply(const Bucket& bucket);
+
+}  // namespace fused_optim::cpu

@@ -1,0 +1,12 @@
+// The CPU kernels for the compiler's default instruction set.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "../rules/registry.h"
+#include "kernels.h"
+#include "strided.h"
+
+namespace fused_optim::cpu::baseline {
+#include "kernels.inc"
+}  // namespace fused_optim::cpu::baseline

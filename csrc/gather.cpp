@@ -1,0 +1,355 @@
+#include "gather.h"
+
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <cmath>
+
+#include "hyperparameters.h"
+#include "layout.h"
+#include "overlap.h"
+#include "rules/registry.h"
+
+namespace fused_optim {
+namespace {
+
+/// Interned keys, so that dict lookups compare pointers. Strings only: nothing of a step is kept.
+struct RuleKeys {
+  std::vector<HyperparameterKey> hyperparameters;
+  PyObject* states[kMaxStates];
+};
+
+RuleKeys g_rules[kNumRules];
+PyObject* g_params_key;
+PyObject* g_step_key;
+PyTypeObject* g_parameter_type;
+
+DType dtype_of(const c10::TensorImpl& tensor) {
+  switch (c10::toRealValueType(tensor.dtype().toScalarType())) {
+    case c10::ScalarType::Float:
+      return DType::Float32;
+    case c10::ScalarType::Double:
+      return DType::Float64;
+    case c10::ScalarType::BFloat16:
+      return DType::BFloat16;
+    case c10::ScalarType::Half:
+      return DType::Float16;
+    default:
+      throw NotFused(std::string("no kernel takes dtype ") +
+                     c10::toString(tensor.dtype().toScalarType()));
+  }
+}
+
+std::string shape_of(const c10::TensorImpl& tensor) {
+  std::string text = "[";
+  for (int64_t size : tensor.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+/// Tensors that are what they seem: strided memory of their own, no subclass, no lazy conjugate.
+bool is_plain(const c10::TensorImpl& tensor) {
+  return tensor.layout() == c10::kStrided && tensor.has_storage() && !tensor.is_conj() &&
+         !tensor.is_neg() && !tensor.is_python_dispatch() &&
+         (!const_cast<c10::TensorImpl&>(tensor).is_inference() || c10::InferenceMode::is_enabled());
+}
+
+class Gatherer {
+ public:
+  Gatherer(int rule, PyObject* param_groups, PyObject* state, double grad_multiplier)
+      : spec_(kRules[rule]),
+        keys_(g_rules[rule]),
+        groups_(param_groups),
+        state_(state),
+        grad_multiplier_(grad_multiplier),
+        overlap_(count_params() * (kFirstState + spec_.num_states)) {
+    result_.table.rule = rule;
+  }
+
+  Gathered run() {
+    const size_t params = count_params();
+    result_.table.entries.reserve(params);
+    result_.written.reserve(params * (2 + spec_.num_states));
+    result_.read.reserve(params);
+    if (spec_.has_step) result_.steps.reserve(params);
+    for (group_ = 0; group_ < PyList_GET_SIZE(groups_); ++group_)
+      add_group(PyList_GET_ITEM(groups_, group_));
+    if (overlap_.found()) throw NotFused("tensors of this step overlap in memory");
+    return std::move(result_);
+  }
+
+ private:
+  PyObject* params_of(PyObject* group) const {
+    PyObject* params =
+        PyDict_Check(group) ? PyDict_GetItemWithError(group, g_params_key) : nullptr;
+    if (params == nullptr || !PyList_Check(params))
+      throw NotFused("a parameter group is no dict with a list of params");
+    return params;
+  }
+
+  int64_t count_params() const {
+    if (!PyList_Check(groups_) || !PyDict_Check(state_))
+      throw NotFused("param_groups is no list, or state no dict");
+    int64_t count = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups_); ++i)
+      count += PyList_GET_SIZE(params_of(PyList_GET_ITEM(groups_, i)));
+    return count;
+  }
+
+  void add_group(PyObject* group) {
+    PyObject* params = params_of(group);
+    bool has_row = false;
+    for (index_ = 0; index_ < PyList_GET_SIZE(params); ++index_) {
+      PyObject* param = PyList_GET_ITEM(params, index_);
+      if (Py_TYPE(param) != g_parameter_type && !THPVariable_CheckExact(param))
+        throw NotFused("a parameter is of another type than Tensor and Parameter");
+      const at::Tensor& tensor = THPVariable_Unpack(param);
+      const at::Tensor& grad = tensor.unsafeGetTensorImpl()->grad();
+      if (!grad.defined()) continue;
+      if (!has_row) {
+        result_.table.rows.push_back(
+            read_row(group, keys_.hyperparameters, spec_, grad_multiplier_));
+        variant_ = variant_of(result_.table.rows.back());
+        has_row = true;
+      }
+      add_param(param, tensor, *grad.unsafeGetTensorImpl());
+    }
+  }
+
+  Variant variant_of(const HyperparameterRow& row) const {
+    Variant variant = 0;
+    for (int i = 0; i < spec_.num_states; ++i) {
+      const char* enabled_by = spec_.states[i].enabled_by;
+      bool enabled = enabled_by == nullptr;
+      for (int h = 0; h < spec_.num_hyperparameters && !enabled; ++h)
+        enabled = spec_.hyperparameters[h] == std::string_view(enabled_by) && row.values[h] != 0;
+      if (enabled) variant |= 1u << i;
+    }
+    return variant;
+  }
+
+  void add_param(PyObject* object, const at::Tensor& tensor, const c10::TensorImpl& grad) {
+    c10::TensorImpl& param = *tensor.unsafeGetTensorImpl();
+    check_param(param);
+    TensorEntry entry{};
+    entry.dtype = dtype_of(param);
+    entry.device = {param.is_cpu() ? DeviceKind::CPU : DeviceKind::CUDA,
+                    static_cast<int8_t>(param.is_cpu() ? 0 : param.device().index())};
+    entry.variant = static_cast<uint8_t>(variant_);
+    entry.row = static_cast<int32_t>(result_.table.rows.size()) - 1;
+    entry.strided = -1;
+    entry.numel = param.numel() * (c10::isComplexType(param.dtype().toScalarType()) ? 2 : 1);
+    add_operand(entry, param, param, kParam, true);
+    if (grad.is_sparse()) throw NotFused("a gradient is sparse");
+    check_operand(param, grad, "grad");
+    result_.read.push_back(const_cast<c10::TensorImpl*>(&grad));
+    add_operand(entry, param, grad, kGrad, false);
+    add_state(entry, object, tensor);
+    result_.table.entries.push_back(entry);
+  }
+
+  void check_param(const c10::TensorImpl& param) const {
+    if (param.is_meta()) fail("param", "is on the meta device: it has no data to step");
+    if (!param.is_cpu()) throw NotFused("no kernel for device " + param.device().str());
+    if (!is_plain(param)) throw NotFused("a parameter is no plain strided tensor");
+    if (!param.is_non_overlapping_and_dense())
+      throw NotFused("a parameter is not dense in memory");
+    if (!is_within_storage(param)) fail("param", "reaches beyond its storage");
+  }
+
+  /// A gradient or state must match its parameter in all but strides.
+  void check_operand(const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                     const char* name) const {
+    if (tensor.device() != param.device())
+      fail(name, "is on " + tensor.device().str() + ", the parameter on " + param.device().str());
+    if (tensor.dtype() != param.dtype())
+      fail(name, std::string("has dtype ") + c10::toString(tensor.dtype().toScalarType()) +
+                     ", the parameter " + c10::toString(param.dtype().toScalarType()));
+    if (tensor.sizes() != param.sizes())
+      fail(name, "has shape " + shape_of(tensor) + ", the parameter " + shape_of(param));
+    if (!is_plain(tensor)) throw NotFused(std::string(name) + " is no plain strided tensor");
+    if (!is_within_storage(tensor)) fail(name, "reaches beyond its storage");
+  }
+
+  void add_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                   int operand, bool written) {
+    entry.operands[operand] = const_cast<void*>(tensor.data());
+    if (written) result_.written.push_back(const_cast<c10::TensorImpl*>(&tensor));
+    overlap_.add(tensor.unsafe_storage().data(), tensor.data(), span_bytes(tensor), written);
+    if (operand == kParam || same_layout(param, tensor)) return;
+    if (entry.strided < 0) {
+      entry.strided = static_cast<int32_t>(result_.table.strided.size());
+      result_.table.strided.push_back(layout_of(param));
+    }
+    add_strided(result_.table.strided[entry.strided], param, operand, tensor);
+  }
+
+  /// The parameter's state dict, or nullptr. Tensor.__hash__ is id(), so the hash is known and
+  /// the call into Python that a plain lookup would make is saved.
+  PyObject* find_state(PyObject* param) const {
+    PyObject* found =
+        _PyDict_GetItem_KnownHash(state_, param, reinterpret_cast<Py_hash_t>(param));
+    if (found == nullptr && PyErr_Occurred()) throw PythonError();
+    if (found != nullptr && !PyDict_Check(found)) throw NotFused("a parameter's state is no dict");
+    return found;
+  }
+
+  void add_state(TensorEntry& entry, PyObject* object, const at::Tensor& tensor) {
+    PyObject* existing = find_state(object);
+    // torch creates all state at once where it keeps a step, else each buffer when it's missing.
+    const bool all_new = existing == nullptr || PyDict_GET_SIZE(existing) == 0;
+    NewState created;
+    created.param = object;
+    created.existing = existing;
+    for (int i = 0; i < spec_.num_states; ++i) {
+      if (!has_state(variant_, i)) continue;
+      PyObject* value = all_new ? nullptr : PyDict_GetItemWithError(existing, keys_.states[i]);
+      if (value == nullptr && PyErr_Occurred()) throw PythonError();
+      const char* name = spec_.states[i].name;
+      const bool missing = value == nullptr || value == Py_None;
+      if (missing && (all_new || !spec_.has_step)) {
+        created.names[created.num_states] = name;
+        at::Tensor& zeros = created.tensors[created.num_states++];
+        zeros = at::zeros_like(tensor.detach(), {}, {}, {}, {}, at::MemoryFormat::Preserve);
+        add_operand(entry, *tensor.unsafeGetTensorImpl(), *zeros.unsafeGetTensorImpl(),
+                    kFirstState + i, true);
+        continue;
+      }
+      if (missing) fail(name, "is missing from the state");
+      const c10::TensorImpl& state = state_tensor(value, name);
+      check_operand(*tensor.unsafeGetTensorImpl(), state, name);
+      if (!state.is_non_overlapping_and_dense())
+        throw NotFused(std::string(name) + " is not dense in memory");
+      add_operand(entry, *tensor.unsafeGetTensorImpl(), state, kFirstState + i, true);
+    }
+    if (spec_.has_step)
+      add_step(created, all_new ? nullptr : existing);
+    else
+      entry.step = created.num_states > 0 ? 1 : 2;
+    if (created.num_states > 0 || created.step.defined())
+      result_.new_states.push_back(std::move(created));
+  }
+
+  const c10::TensorImpl& state_tensor(PyObject* value, const char* name) const {
+    if (!THPVariable_Check(value))
+      fail(name, std::string("is no tensor but ") + Py_TYPE(value)->tp_name);
+    if (!THPVariable_CheckExact(value) && Py_TYPE(value) != g_parameter_type)
+      throw NotFused(std::string(name) + " is of a tensor subclass");
+    return *THPVariable_Unpack(value).unsafeGetTensorImpl();
+  }
+
+  void add_step(NewState& created, PyObject* existing) {
+    const auto entry = static_cast<int64_t>(result_.table.entries.size());
+    if (existing == nullptr) {
+      const bool is_double = c10::get_default_dtype_as_scalartype() == c10::ScalarType::Double;
+      created.step = at::zeros({}, is_double ? at::kDouble : at::kFloat);
+      result_.written.push_back(created.step.unsafeGetTensorImpl());
+      result_.steps.push_back(
+          {created.step.data_ptr(), is_double ? DType::Float64 : DType::Float32, entry});
+      return;
+    }
+    PyObject* value = PyDict_GetItemWithError(existing, g_step_key);
+    if (value == nullptr) {
+      if (PyErr_Occurred()) throw PythonError();
+      fail("step", "is missing from the state");
+    }
+    if (!THPVariable_Check(value)) throw NotFused("step is no tensor");
+    const c10::TensorImpl& step = state_tensor(value, "step");
+    if (!step.is_cpu()) fail("step", "is on " + step.device().str() + ", the parameter on cpu");
+    if (step.numel() != 1) fail("step", "has shape " + shape_of(step) + ", not one element");
+    const auto type = step.dtype().toScalarType();
+    if (type != at::kFloat && type != at::kDouble) throw NotFused("step is of no float dtype");
+    if (!is_plain(step)) throw NotFused("step is no plain strided tensor");
+    if (!is_within_storage(step)) fail("step", "reaches beyond its storage");
+    const double count = type == at::kFloat ? *static_cast<const float*>(step.data())
+                                            : *static_cast<const double*>(step.data());
+    // Powers are computed for whole steps; torch's pow takes anything.
+    if (!(count >= 0 && count < 9e15) || count != std::floor(count))
+      throw NotFused("step is no count");
+    result_.written.push_back(const_cast<c10::TensorImpl*>(&step));
+    result_.steps.push_back({const_cast<void*>(step.data()),
+                             type == at::kFloat ? DType::Float32 : DType::Float64, entry});
+  }
+
+  [[noreturn]] void fail(const char* tensor, const std::string& what) const {
+    throw std::runtime_error(std::string("fused_optim.") + spec_.name + ": group " +
+                             std::to_string(group_) + ", parameter " + std::to_string(index_) +
+                             ": '" + tensor + "' " + what + ". Nothing was changed.");
+  }
+
+  const RuleSpec& spec_;
+  const RuleKeys& keys_;
+  PyObject* groups_;
+  PyObject* state_;
+  const double grad_multiplier_;
+  OverlapCheck overlap_;
+  Gathered result_;
+  Py_ssize_t group_ = 0, index_ = 0;
+  Variant variant_ = 0;
+};
+
+void set_tensor(PyObject* dict, PyObject* key, const at::Tensor& tensor) {
+  PyObject* wrapped = THPVariable_Wrap(tensor);
+  const bool failed = wrapped == nullptr || PyDict_SetItem(dict, key, wrapped) < 0;
+  Py_XDECREF(wrapped);
+  if (failed) throw PythonError();
+}
+
+void insert_state(const NewState& created, PyObject* state) {
+  PyObject* dict = created.existing;
+  if (dict != nullptr)
+    Py_INCREF(dict);
+  else
+    dict = PyDict_New();
+  try {
+    if (dict == nullptr) throw PythonError();
+    // `step` comes first, as in torch's own state.
+    if (created.step.defined()) set_tensor(dict, g_step_key, created.step);
+    for (int i = 0; i < created.num_states; ++i) {
+      PyObject* key = PyUnicode_InternFromString(created.names[i]);
+      if (key == nullptr) throw PythonError();
+      set_tensor(dict, key, created.tensors[i]);
+      Py_DECREF(key);
+    }
+    if (created.existing == nullptr && PyDict_SetItem(state, created.param, dict) < 0)
+      throw PythonError();
+  } catch (...) {
+    Py_XDECREF(dict);
+    throw;
+  }
+  Py_DECREF(dict);
+}
+
+}  // namespace
+
+Gathered gather(int rule, PyObject* param_groups, PyObject* state, double grad_multiplier) {
+  const at::NoGradGuard no_grad;
+  return Gatherer(rule, param_groups, state, grad_multiplier).run();
+}
+
+void commit(Gathered& gathered, PyObject* state) {
+  for (const NewState& created : gathered.new_states) insert_state(created, state);
+  for (const HostStep& step : gathered.steps) {
+    TensorEntry& entry = gathered.table.entries[step.entry];
+    // A step tensor that several parameters share advances once for each, as in torch.
+    entry.step = step.dtype == DType::Float32 ? (*static_cast<float*>(step.data) += 1)
+                                              : (*static_cast<double*>(step.data) += 1);
+  }
+  for (c10::TensorImpl* tensor : gathered.written) tensor->bump_version();
+}
+
+void initialize_gather(PyObject* parameter_type) {
+  g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
+  Py_INCREF(parameter_type);
+  g_params_key = PyUnicode_InternFromString("params");
+  g_step_key = PyUnicode_InternFromString("step");
+  for (int rule = 0; rule < kNumRules; ++rule) {
+    g_rules[rule].hyperparameters = intern_hyperparameters(kRules[rule]);
+    for (int i = 0; i < kRules[rule].num_states; ++i)
+      g_rules[rule].states[i] = PyUnicode_InternFromString(kRules[rule].states[i].name);
+  }
+}
+
+}  // namespace fused_optim

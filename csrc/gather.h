@@ -1,0 +1,59 @@
+// From Python's param_groups and state to a checked TensorTable.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <Python.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "table.h"
+
+namespace fused_optim {
+
+/// This step is not for the kernels, for the reason given; torch's own step can still do it.
+struct NotFused : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// State that the step creates: put into the optimizer's state dict only once all is checked.
+struct NewState {
+  PyObject* param;     // borrowed
+  PyObject* existing;  // borrowed: the parameter's state dict where there is one, else nullptr
+  int num_states = 0;
+  const char* names[kMaxStates];
+  at::Tensor tensors[kMaxStates];
+  at::Tensor step;  // undefined where the rule keeps none
+};
+
+/// A `step` tensor on the host, advanced once all is checked.
+struct HostStep {
+  void* data;
+  DType dtype;
+  int64_t entry;
+};
+
+/// Everything that one step will do, nothing of it done yet.
+struct Gathered {
+  TensorTable table;
+  std::vector<NewState> new_states;
+  std::vector<HostStep> steps;
+  std::vector<c10::TensorImpl*> written;  // borrowed: parameters and states, for their versions
+  std::vector<c10::TensorImpl*> read;     // borrowed: gradients
+};
+
+/// Reads and checks, changing nothing. `grad_multiplier` is 1 over AMP's scale.
+/// Throws NotFused, or std::runtime_error that names group, parameter and tensor for bad input,
+/// or leaves a Python error set and throws PythonError.
+Gathered gather(int rule, PyObject* param_groups, PyObject* state, double grad_multiplier);
+
+/// Makes the step visible: new state goes into `state`, steps advance, versions are bumped.
+void commit(Gathered& gathered, PyObject* state);
+
+struct PythonError {};
+
+/// Interns the keys of all rules; `parameter_type` is torch.nn.Parameter.
+void initialize_gather(PyObject* parameter_type);
+
+}  // namespace fused_optim

@@ -1,0 +1,39 @@
+#include "launch.h"
+
+#include "cpu/apply.h"
+
+namespace fused_optim {
+namespace {
+
+bool same_bucket(const TensorEntry& a, const TensorEntry& b) {
+  return a.dtype == b.dtype && a.variant == b.variant && a.device == b.device;
+}
+
+}  // namespace
+
+void launch(const TensorTable& table) {
+  std::vector<const TensorEntry*> waiting, bucket, others;
+  std::vector<int64_t> ends;
+  waiting.reserve(table.entries.size());
+  for (const TensorEntry& entry : table.entries)
+    if (entry.numel > 0) waiting.push_back(&entry);
+
+  while (!waiting.empty()) {
+    bucket.clear();
+    others.clear();
+    ends.clear();
+    int64_t total = 0;
+    for (const TensorEntry* entry : waiting) {
+      if (!same_bucket(*entry, *waiting.front())) {
+        others.push_back(entry);
+        continue;
+      }
+      bucket.push_back(entry);
+      ends.push_back(total += entry->numel);
+    }
+    cpu::apply({&table, bucket.data(), ends.data(), static_cast<int64_t>(bucket.size())});
+    waiting.swap(others);
+  }
+}
+
+}  // namespace fused_optim

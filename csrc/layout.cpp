@@ -1,0 +1,73 @@
+#include "layout.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace fused_optim {
+namespace {
+
+/// Dimensions of more than one element, by falling stride of the parameter.
+std::vector<int64_t> memory_order(const c10::TensorImpl& param) {
+  std::vector<int64_t> dims;
+  for (int64_t dim = 0; dim < param.dim(); ++dim)
+    if (param.sizes()[dim] > 1) dims.push_back(dim);
+  std::stable_sort(dims.begin(), dims.end(), [&](int64_t a, int64_t b) {
+    return param.strides()[a] > param.strides()[b];
+  });
+  return dims;
+}
+
+bool is_complex(const c10::TensorImpl& tensor) {
+  return c10::isComplexType(tensor.dtype().toScalarType());
+}
+
+/// Offset of the last element from the first; sizes must all be positive.
+int64_t last_offset(const c10::TensorImpl& tensor) {
+  int64_t offset = 0;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim)
+    offset += (tensor.sizes()[dim] - 1) * tensor.strides()[dim];
+  return offset;
+}
+
+}  // namespace
+
+bool same_layout(const c10::TensorImpl& a, const c10::TensorImpl& b) {
+  if (a.is_contiguous() && b.is_contiguous()) return true;
+  for (int64_t dim = 0; dim < a.dim(); ++dim)
+    if (a.sizes()[dim] > 1 && a.strides()[dim] != b.strides()[dim]) return false;
+  return true;
+}
+
+bool is_within_storage(const c10::TensorImpl& tensor) {
+  if (tensor.numel() == 0) return true;
+  const int64_t elements = tensor.is_non_overlapping_and_dense() ? tensor.numel()
+                                                                 : last_offset(tensor) + 1;
+  const auto bytes = static_cast<uint64_t>(tensor.storage_offset() + elements) *
+                     tensor.dtype().itemsize();
+  return bytes <= tensor.unsafe_storage().nbytes();
+}
+
+int64_t span_bytes(const c10::TensorImpl& tensor) {
+  if (tensor.numel() == 0) return 0;
+  return (last_offset(tensor) + 1) * static_cast<int64_t>(tensor.dtype().itemsize());
+}
+
+StridedLayout layout_of(const c10::TensorImpl& param) {
+  StridedLayout layout;
+  for (int64_t dim : memory_order(param)) layout.sizes.push_back(param.sizes()[dim]);
+  // A complex element is two real ones: one more, innermost dimension.
+  if (is_complex(param)) layout.sizes.push_back(2);
+  if (layout.sizes.empty()) layout.sizes.push_back(1);
+  return layout;
+}
+
+void add_strided(StridedLayout& layout, const c10::TensorImpl& param, int operand,
+                 const c10::TensorImpl& tensor) {
+  std::vector<int64_t>& strides = layout.strides[operand];
+  const int64_t reals = is_complex(param) ? 2 : 1;
+  for (int64_t dim : memory_order(param)) strides.push_back(tensor.strides()[dim] * reals);
+  if (reals == 2) strides.push_back(1);
+  if (strides.empty()) strides.push_back(1);
+}
+
+}  // namespace fused_optim

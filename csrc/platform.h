@@ -1,0 +1,12 @@
+// What differs between compilers: function qualifiers shared by the C++ and the CUDA build.
+#pragma once
+
+#if defined(__CUDACC__)
+#define FUSED_OPTIM_HOST_DEVICE __host__ __device__
+#else
+#define FUSED_OPTIM_HOST_DEVICE
+#endif
+
+// Rules are compiled once, for the baseline instruction set, and must be inlined into each
+// engine's loop to be vectorised there for that loop's instruction set.
+#define FUSED_OPTIM_INLINE FUSED_OPTIM_HOST_DEVICE __attribute__((always_inline)) inline

@@ -1,0 +1,122 @@
+// Storage types, their conversions, and the scalar functions that rules are written with.
+//
+// Every function here gives the same bits on every instruction set and device: only IEEE
+// operations and integer arithmetic, no libm. The conversions are branch-free, so that a loop
+// around them vectorises.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../platform.h"
+
+namespace fused_optim {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+struct float16 {
+  uint16_t bits;
+};
+
+/// The type that a storage type is computed in: float for float and the half types, else double.
+template <class Storage>
+using opmath_t = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+template <class To, class From>
+FUSED_OPTIM_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+FUSED_OPTIM_INLINE float to_opmath(float value) { return value; }
+FUSED_OPTIM_INLINE double to_opmath(double value) { return value; }
+
+FUSED_OPTIM_INLINE float to_opmath(bfloat16 value) {
+  return bits_as<float>(static_cast<uint32_t>(value.bits) << 16);
+}
+
+FUSED_OPTIM_INLINE float to_opmath(float16 value) {
+  const uint32_t sign = (value.bits & 0x8000u) << 16;
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  const uint32_t normal = (magnitude << 13) + (112u << 23);
+  const uint32_t inf_or_nan = (magnitude << 13) | 0x7f800000u;
+  // A subnormal is mantissa * 2^-24; placed under the exponent of 0.5, one exact subtraction
+  // gives it without ever forming a float subnormal (which flush-to-zero mode would lose).
+  const uint32_t half = 126u << 23;
+  const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(half + magnitude) - 0.5f);
+  uint32_t bits = magnitude < 0x0400u ? subnormal : normal;
+  bits = magnitude >= 0x7c00u ? inf_or_nan : bits;
+  return bits_as<float>(bits | sign);
+}
+
+template <class Storage, class T>
+FUSED_OPTIM_INLINE Storage to_storage(T value);
+
+template <>
+FUSED_OPTIM_INLINE float to_storage<float, float>(float value) {
+  return value;
+}
+
+template <>
+FUSED_OPTIM_INLINE double to_storage<double, double>(double value) {
+  return value;
+}
+
+/// Rounds to nearest even; every NaN becomes the quiet NaN 0x7fc0.
+template <>
+FUSED_OPTIM_INLINE bfloat16 to_storage<bfloat16, float>(float value) {
+  const uint32_t bits = bits_as<uint32_t>(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return {static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded)};
+}
+
+/// Rounds to nearest even; every NaN becomes the quiet NaN 0x7e00.
+template <>
+FUSED_OPTIM_INLINE float16 to_storage<float16, float>(float value) {
+  const uint32_t bits = bits_as<uint32_t>(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  // Rebias the exponent by 15 - 127; adding 0xfff and the last kept bit rounds to nearest even.
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below 2^-14 the addition of 0.5 aligns the mantissa with multiples of 2^-24 and rounds it.
+  const uint32_t half = 126u << 23;
+  const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - half;
+  uint32_t result = magnitude < (113u << 23) ? subnormal : normal;
+  result = magnitude >= (143u << 23) ? 0x7c00u : result;
+  result = magnitude > 0x7f800000u ? 0x7e00u : result;
+  return {static_cast<uint16_t>(result | sign)};
+}
+
+FUSED_OPTIM_INLINE float square_root(float value) { return __builtin_sqrtf(value); }
+FUSED_OPTIM_INLINE double square_root(double value) { return __builtin_sqrt(value); }
+
+/// torch.lerp: from start to end by weight, by the formula that is exact at the nearer end.
+template <class T>
+FUSED_OPTIM_INLINE T lerp(T start, T end, T weight) {
+  const T difference = end - start;
+  return weight < T(0.5) ? start + weight * difference : end - difference * (T(1) - weight);
+}
+
+/// torch.maximum: the larger one, NaN if either is NaN.
+template <class T>
+FUSED_OPTIM_INLINE T maximum(T a, T b) {
+  return (a > b || a != a) ? a : b;
+}
+
+/// base**exponent by squaring. libm's pow differs between platforms in the last bit; this doesn't.
+FUSED_OPTIM_INLINE double integer_power(double base, double exponent) {
+  double power = 1.0;
+  for (uint64_t n = static_cast<uint64_t>(exponent); n != 0; n >>= 1) {
+    if (n & 1) power *= base;
+    base *= base;
+  }
+  return power;
+}
+
+}  // namespace fused_optim

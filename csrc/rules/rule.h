@@ -1,0 +1,67 @@
+// The contract of a rule: one optimizer's mathematics, without traversal, storage or device.
+//
+// A rule is a struct with
+//   name             its name in the registry;
+//   hyperparameters  their keys in param_groups, "betas[0]" for an item of a tuple;
+//   Hyperparameters  a struct of as many doubles in the same order (flags are 0 or 1);
+//   states           its state tensors in torch's order, each with the hyperparameter that
+//                    switches it on (none: always there);
+//   has_step         whether torch keeps a `step` in the state; where it does not, `step` is 1
+//                    for a parameter whose state is new and 2 ever after;
+//   Scalars<T>       what is the same for all elements of a tensor, and
+//   scalars<T>(hyperparameters, step), which computes it, in double until the last assignment;
+//   update<variant>(param, grad, state, scalars)
+//                    one element's step in opmath type T. `state` is an array of all states;
+//                    those that are switched off hold zero and are not stored.
+// The gradient arrives with maximize's sign and AMP's scale already applied.
+#pragma once
+
+#include <cstddef>
+
+namespace fused_optim {
+
+constexpr int kMaxStates = 4;
+constexpr int kMaxHyperparameters = 12;
+
+struct StateSpec {
+  const char* name;
+  const char* enabled_by = nullptr;
+};
+
+/// The set of states that are switched on, a bit each: the only thing that changes the code.
+using Variant = unsigned;
+
+constexpr bool has_state(Variant variant, int state) { return (variant >> state) & 1u; }
+
+/// A rule as the gather sees it: the names, at run time.
+struct RuleSpec {
+  const char* name;
+  const char* const* hyperparameters;
+  int num_hyperparameters;
+  const StateSpec* states;
+  int num_states;
+  bool has_step;
+};
+
+template <class Rule>
+constexpr int num_states = sizeof(Rule::states) / sizeof(StateSpec);
+
+/// The states that are always on.
+template <class Rule>
+constexpr Variant base_variant() {
+  Variant variant = 0;
+  for (int i = 0; i < num_states<Rule>; ++i)
+    if (Rule::states[i].enabled_by == nullptr) variant |= 1u << i;
+  return variant;
+}
+
+template <class Rule>
+constexpr RuleSpec make_spec() {
+  constexpr int num_hyperparameters = sizeof(Rule::hyperparameters) / sizeof(const char*);
+  static_assert(sizeof(typename Rule::Hyperparameters) == num_hyperparameters * sizeof(double));
+  static_assert(num_hyperparameters <= kMaxHyperparameters && num_states<Rule> <= kMaxStates);
+  return {Rule::name,   Rule::hyperparameters, num_hyperparameters,
+          Rule::states, num_states<Rule>,      Rule::has_step};
+}
+
+}  // namespace fused_optim

@@ -1,0 +1,79 @@
+// The checked description of one step: what gather produces and the engines consume.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "rules/rule.h"
+
+namespace fused_optim {
+
+enum class DType : uint8_t { Float32, Float64, BFloat16, Float16 };
+constexpr int kNumDTypes = 4;
+constexpr int64_t item_size(DType dtype) {
+  return dtype == DType::Float64 ? 8 : dtype == DType::Float32 ? 4 : 2;
+}
+
+enum class DeviceKind : uint8_t { CPU, CUDA };
+
+struct Device {
+  DeviceKind kind;
+  int8_t index;
+  friend bool operator==(Device a, Device b) { return a.kind == b.kind && a.index == b.index; }
+};
+
+/// One group's hyperparameters, in the order of the rule's list.
+struct HyperparameterRow {
+  double values[kMaxHyperparameters];
+  double grad_multiplier;  // maximize's sign over AMP's scale
+};
+
+/// Operands of a tensor: 0 the parameter, 1 the gradient, then the states.
+constexpr int kParam = 0;
+constexpr int kGrad = 1;
+constexpr int kFirstState = 2;
+constexpr int kMaxOperands = kFirstState + kMaxStates;
+
+/// How operands whose strides differ from the parameter's are reached: the parameter's memory
+/// order as a multi-index over `sizes`, outermost first, and each such operand's strides in it.
+struct StridedLayout {
+  std::vector<int64_t> sizes;
+  std::vector<int64_t> strides[kMaxOperands];  // empty: the operand lies as the parameter does
+};
+
+/// A tensor with all that belongs to it. Complex tensors are counted as their real views.
+struct TensorEntry {
+  void* operands[kMaxOperands];
+  int64_t numel;
+  double step;      // after the increment of this step
+  int32_t row;      // into TensorTable::rows
+  int32_t strided;  // into TensorTable::strided, or -1
+  Device device;
+  DType dtype;
+  uint8_t variant;
+};
+
+struct TensorTable {
+  int rule = 0;
+  std::vector<HyperparameterRow> rows;
+  std::vector<StridedLayout> strided;
+  std::vector<TensorEntry> entries;
+};
+
+/// Tensors that one launch serves: same device, dtype and rule variant.
+struct Bucket {
+  const TensorTable* table;
+  const TensorEntry* const* entries;
+  const int64_t* ends;  // prefix sums: entry i covers elements ends[i - 1] to ends[i]
+  int64_t num_entries;
+
+  const TensorEntry& first() const { return *entries[0]; }
+  int64_t numel() const { return ends[num_entries - 1]; }
+  /// The entry that covers this element of the bucket's one index space.
+  int64_t find(int64_t element) const {
+    return std::upper_bound(ends, ends + num_entries, element) - ends;
+  }
+};
+
+}  // namespace fused_optim

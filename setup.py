@@ -1,0 +1,68 @@
+"""Compiles the extension against the torch that is installed; metadata is in pyproject.toml."""
+
+import os
+import pathlib
+import sys
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+import build_backend
+
+torch = build_backend.import_torch()
+from torch.utils import cpp_extension  # noqa: E402  (torch may only now be importable)
+
+ROOT = pathlib.Path(__file__).parent
+# Contraction is off, so that every instruction set and device gives the same bits; without
+# -fno-math-errno and -fno-trapping-math (neither changes a value) nothing vectorises.
+CXX_FLAGS = (
+    "-O3 -std=c++17 -Wall -Wextra -fvisibility=hidden "
+    "-ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd"
+).split()
+# torch's headers are not ours to warn about.
+SYSTEM_INCLUDES = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
+
+
+def use_cuda() -> bool:
+    """CUDA sources are compiled with a CUDA torch and a toolkit, unless FUSED_OPTIM_CUDA says."""
+    wanted = os.environ.get("FUSED_OPTIM_CUDA", "")
+    possible = torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
+    if wanted not in ("", "0", "1"):
+        sys.exit(f"fused_optim: FUSED_OPTIM_CUDA must be 0 or 1, not {wanted!r}")
+    if wanted == "1" and not possible:
+        sys.exit(
+            "fused_optim: FUSED_OPTIM_CUDA=1 needs a CUDA build of torch and a CUDA toolkit: "
+            f"torch {torch.__version__} has CUDA {torch.version.cuda}, "
+            f"CUDA_HOME is {cpp_extension.CUDA_HOME}"
+        )
+    return possible and wanted != "0"
+
+
+class BuildPy(build_py):
+    """Records which torch the extension was compiled for: it loads with no other."""
+
+    def run(self) -> None:
+        super().run()
+        root = ROOT if self.editable_mode else pathlib.Path(self.build_lib)
+        record = root / "fused_optim" / "_build.py"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(
+            '"""Written by setup.py: what the extension was compiled for."""\n\n'
+            f"TORCH_VERSION = {str(torch.__version__)!r}\n"
+        )
+
+
+setup(
+    ext_modules=[
+        cpp_extension.CppExtension(
+            "fused_optim._C",
+            sources("*.cpp") + sources("cpu/*.cpp"),
+            extra_compile_args=CXX_FLAGS + SYSTEM_INCLUDES,
+        )
+    ],
+    cmdclass={"build_ext": cpp_extension.BuildExtension, "build_py": BuildPy},
+)
