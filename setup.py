@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parent
 # -fno-math-errno and -fno-trapping-math (neither changes a value) nothing vectorises.
 CXX_FLAGS = (
     "-O3 -std=c++17 -Wall -Wextra -fvisibility=hidden "
-    "-ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd"
+    "-g0 -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd"
 ).split()
 # torch's headers are not ours to warn about.
 SYSTEM_INCLUDES = [f"-isystem{path}" for path in cpp_extension.include_paths()]

@@ -27,6 +27,8 @@ PyObject* g_params_key;
 PyObject* g_step_key;
 PyTypeObject* g_parameter_type;
 
+constexpr const char* kGradName = "grad";
+
 DType dtype_of(const c10::TensorImpl& tensor) {
   switch (c10::toRealValueType(tensor.dtype().toScalarType())) {
     case c10::ScalarType::Float:
@@ -49,11 +51,17 @@ std::string shape_of(const c10::TensorImpl& tensor) {
   return text + "]";
 }
 
-/// Tensors that are what they seem: strided memory of their own, no subclass, no lazy conjugate.
+/// Tensors that are what they seem: strided memory of their own, no subclass, no lazy conjugate,
+/// no transform's wrapper. Anything else shows in the dispatch keys.
 bool is_plain(const c10::TensorImpl& tensor) {
-  return tensor.layout() == c10::kStrided && tensor.has_storage() && !tensor.is_conj() &&
-         !tensor.is_neg() && !tensor.is_python_dispatch() &&
-         (!const_cast<c10::TensorImpl&>(tensor).is_inference() || c10::InferenceMode::is_enabled());
+  constexpr c10::DispatchKeySet dense_cpu(c10::DispatchKey::CPU);
+  constexpr c10::DispatchKeySet inplace(c10::DispatchKey::ADInplaceOrView);
+  constexpr c10::DispatchKeySet ordinary = inplace |
+                                           c10::DispatchKeySet(c10::DispatchKey::AutogradCPU) |
+                                           c10::DispatchKeySet(c10::DispatchKey::AutocastCPU);
+  const c10::DispatchKeySet keys = tensor.key_set();
+  // Inference tensors lack ADInplaceOrView; they may be written in inference mode alone.
+  return keys - ordinary == dense_cpu && (keys.has_all(inplace) || c10::InferenceMode::is_enabled());
 }
 
 class Gatherer {
@@ -76,7 +84,7 @@ class Gatherer {
     if (spec_.has_step) result_.steps.reserve(params);
     for (group_ = 0; group_ < PyList_GET_SIZE(groups_); ++group_)
       add_group(PyList_GET_ITEM(groups_, group_));
-    if (overlap_.found()) throw NotFused("tensors of this step overlap in memory");
+    if (overlap_.found(result_.table)) throw NotFused("tensors of this step overlap in memory");
     return std::move(result_);
   }
 
@@ -135,28 +143,27 @@ class Gatherer {
     check_param(param);
     TensorEntry entry{};
     entry.dtype = dtype_of(param);
-    entry.device = {param.is_cpu() ? DeviceKind::CPU : DeviceKind::CUDA,
-                    static_cast<int8_t>(param.is_cpu() ? 0 : param.device().index())};
+    entry.device = {DeviceKind::CPU, 0};
     entry.variant = static_cast<uint8_t>(variant_);
     entry.row = static_cast<int32_t>(result_.table.rows.size()) - 1;
     entry.strided = -1;
-    entry.numel = param.numel() * (c10::isComplexType(param.dtype().toScalarType()) ? 2 : 1);
-    add_operand(entry, param, param, kParam, true);
+    entry.numel = param.numel() * (is_complex(param) ? 2 : 1);
+    add_operand(entry, param, param, kParam, "param");
     if (grad.is_sparse()) throw NotFused("a gradient is sparse");
-    check_operand(param, grad, "grad");
-    result_.read.push_back(const_cast<c10::TensorImpl*>(&grad));
-    add_operand(entry, param, grad, kGrad, false);
+    check_operand(param, grad, kGradName);
+    add_operand(entry, param, grad, kGrad, kGradName);
     add_state(entry, object, tensor);
     result_.table.entries.push_back(entry);
   }
 
   void check_param(const c10::TensorImpl& param) const {
-    if (param.is_meta()) fail("param", "is on the meta device: it has no data to step");
-    if (!param.is_cpu()) throw NotFused("no kernel for device " + param.device().str());
-    if (!is_plain(param)) throw NotFused("a parameter is no plain strided tensor");
+    if (!is_plain(param)) {
+      if (param.is_meta()) fail("param", "is on the meta device: it has no data to step");
+      if (!param.is_cpu()) throw NotFused("no kernel for device " + param.device().str());
+      throw NotFused("a parameter is no plain strided tensor");
+    }
     if (!param.is_non_overlapping_and_dense())
       throw NotFused("a parameter is not dense in memory");
-    if (!is_within_storage(param)) fail("param", "reaches beyond its storage");
   }
 
   /// A gradient or state must match its parameter in all but strides.
@@ -170,14 +177,27 @@ class Gatherer {
     if (tensor.sizes() != param.sizes())
       fail(name, "has shape " + shape_of(tensor) + ", the parameter " + shape_of(param));
     if (!is_plain(tensor)) throw NotFused(std::string(name) + " is no plain strided tensor");
-    if (!is_within_storage(tensor)) fail(name, "reaches beyond its storage");
+    if (name != kGradName && !tensor.is_non_overlapping_and_dense())
+      throw NotFused(std::string(name) + " is not dense in memory");
+  }
+
+  /// The tensor's first element, all of its elements checked to lie within its storage.
+  void* locate(const c10::TensorImpl& tensor, const char* name) {
+    const c10::StorageImpl& storage = *tensor.unsafe_storage().unsafeGetStorageImpl();
+    const int64_t end = tensor.storage_offset() + span(tensor);
+    const auto item = static_cast<int64_t>(tensor.dtype().itemsize());
+    if (static_cast<uint64_t>(end * item) > storage.nbytes())
+      fail(name, "reaches beyond its storage");
+    if (tensor.numel() == 0) return nullptr;
+    overlap_.add(storage.data());
+    return static_cast<char*>(const_cast<void*>(storage.data())) + tensor.storage_offset() * item;
   }
 
   void add_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
-                   int operand, bool written) {
-    entry.operands[operand] = const_cast<void*>(tensor.data());
-    if (written) result_.written.push_back(const_cast<c10::TensorImpl*>(&tensor));
-    overlap_.add(tensor.unsafe_storage().data(), tensor.data(), span_bytes(tensor), written);
+                   int operand, const char* name) {
+    entry.operands[operand] = locate(tensor, name);
+    (operand == kGrad ? result_.read : result_.written)
+        .push_back(const_cast<c10::TensorImpl*>(&tensor));
     if (operand == kParam || same_layout(param, tensor)) return;
     if (entry.strided < 0) {
       entry.strided = static_cast<int32_t>(result_.table.strided.size());
@@ -214,15 +234,13 @@ class Gatherer {
         at::Tensor& zeros = created.tensors[created.num_states++];
         zeros = at::zeros_like(tensor.detach(), {}, {}, {}, {}, at::MemoryFormat::Preserve);
         add_operand(entry, *tensor.unsafeGetTensorImpl(), *zeros.unsafeGetTensorImpl(),
-                    kFirstState + i, true);
+                    kFirstState + i, name);
         continue;
       }
       if (missing) fail(name, "is missing from the state");
       const c10::TensorImpl& state = state_tensor(value, name);
       check_operand(*tensor.unsafeGetTensorImpl(), state, name);
-      if (!state.is_non_overlapping_and_dense())
-        throw NotFused(std::string(name) + " is not dense in memory");
-      add_operand(entry, *tensor.unsafeGetTensorImpl(), state, kFirstState + i, true);
+      add_operand(entry, *tensor.unsafeGetTensorImpl(), state, kFirstState + i, name);
     }
     if (spec_.has_step)
       add_step(created, all_new ? nullptr : existing);
@@ -262,15 +280,15 @@ class Gatherer {
     const auto type = step.dtype().toScalarType();
     if (type != at::kFloat && type != at::kDouble) throw NotFused("step is of no float dtype");
     if (!is_plain(step)) throw NotFused("step is no plain strided tensor");
-    if (!is_within_storage(step)) fail("step", "reaches beyond its storage");
-    const double count = type == at::kFloat ? *static_cast<const float*>(step.data())
-                                            : *static_cast<const double*>(step.data());
+    void* data = locate(step, "step");
+    const double count =
+        type == at::kFloat ? *static_cast<float*>(data) : *static_cast<double*>(data);
     // Powers are computed for whole steps; torch's pow takes anything.
     if (!(count >= 0 && count < 9e15) || count != std::floor(count))
       throw NotFused("step is no count");
     result_.written.push_back(const_cast<c10::TensorImpl*>(&step));
-    result_.steps.push_back({const_cast<void*>(step.data()),
-                             type == at::kFloat ? DType::Float32 : DType::Float64, entry});
+    result_.steps.push_back(
+        {data, type == at::kFloat ? DType::Float32 : DType::Float64, entry});
   }
 
   [[noreturn]] void fail(const char* tensor, const std::string& what) const {

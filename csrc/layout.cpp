@@ -1,7 +1,6 @@
 #include "layout.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace fused_optim {
 namespace {
@@ -17,18 +16,6 @@ std::vector<int64_t> memory_order(const c10::TensorImpl& param) {
   return dims;
 }
 
-bool is_complex(const c10::TensorImpl& tensor) {
-  return c10::isComplexType(tensor.dtype().toScalarType());
-}
-
-/// Offset of the last element from the first; sizes must all be positive.
-int64_t last_offset(const c10::TensorImpl& tensor) {
-  int64_t offset = 0;
-  for (int64_t dim = 0; dim < tensor.dim(); ++dim)
-    offset += (tensor.sizes()[dim] - 1) * tensor.strides()[dim];
-  return offset;
-}
-
 }  // namespace
 
 bool same_layout(const c10::TensorImpl& a, const c10::TensorImpl& b) {
@@ -38,18 +25,16 @@ bool same_layout(const c10::TensorImpl& a, const c10::TensorImpl& b) {
   return true;
 }
 
-bool is_within_storage(const c10::TensorImpl& tensor) {
-  if (tensor.numel() == 0) return true;
-  const int64_t elements = tensor.is_non_overlapping_and_dense() ? tensor.numel()
-                                                                 : last_offset(tensor) + 1;
-  const auto bytes = static_cast<uint64_t>(tensor.storage_offset() + elements) *
-                     tensor.dtype().itemsize();
-  return bytes <= tensor.unsafe_storage().nbytes();
+int64_t span(const c10::TensorImpl& tensor) {
+  if (tensor.is_non_overlapping_and_dense() || tensor.numel() == 0) return tensor.numel();
+  int64_t last = 0;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim)
+    last += (tensor.sizes()[dim] - 1) * tensor.strides()[dim];
+  return last + 1;
 }
 
-int64_t span_bytes(const c10::TensorImpl& tensor) {
-  if (tensor.numel() == 0) return 0;
-  return (last_offset(tensor) + 1) * static_cast<int64_t>(tensor.dtype().itemsize());
+bool is_complex(const c10::TensorImpl& tensor) {
+  return c10::isComplexType(tensor.dtype().toScalarType());
 }
 
 StridedLayout layout_of(const c10::TensorImpl& param) {

@@ -1,7 +1,6 @@
 // Detects memory that a step would write twice, or write and read, in tensors of different owners.
 #pragma once
 
-#include <cstdint>
 #include <vector>
 
 #include "table.h"
@@ -9,26 +8,20 @@
 namespace fused_optim {
 
 /// Remembers each operand's storage. Tensors of distinct storages cannot overlap, which is nearly
-/// always all there is to know; where a storage recurs, the intervals themselves are compared.
+/// always all there is to know; where a storage recurs, the operands' intervals are compared.
 class OverlapCheck {
  public:
-  /// Room for that many operands, without growing.
+  /// Room for that many operands.
   explicit OverlapCheck(int64_t operands);
 
-  void add(const void* storage, const void* data, int64_t bytes, bool written);
+  /// `storage`: the address at which the operand's storage begins.
+  void add(const void* storage);
 
-  /// Whether anything written overlaps anything else. Sorts only if a storage recurred.
-  bool found();
+  /// Whether anything that the step writes overlaps anything else of it.
+  bool found(const TensorTable& table) const;
 
  private:
-  struct Interval {
-    uintptr_t begin, end;
-    bool written;
-  };
-  bool insert(const void* storage);
-
   std::vector<const void*> slots_;  // an open-addressing hash set, at most half full
-  std::vector<Interval> intervals_;
   bool storage_recurred_ = false;
 };
 
