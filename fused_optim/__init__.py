@@ -9,7 +9,7 @@ import sys as _sys
 import torch.optim as _torch_optim
 from torch.optim import *  # noqa: F403
 
-from fused_optim import _extension as _extension  # first: says why, where the build doesn't fit
+from fused_optim import _extension as _extension  # says why, where the build doesn't fit torch
 from fused_optim._version import __version__
 from fused_optim.adam import Adam
 from fused_optim.adamw import AdamW
@@ -18,23 +18,21 @@ from fused_optim.optimizer import FusedOptimizer
 from fused_optim.rmsprop import RMSprop
 from fused_optim.sgd import SGD
 
-__all__ = [  # noqa: PLE0604
-    *_torch_optim.__all__,
-    "FusedOptimizer",
-    "__version__",
-    "fuse",
-]
+__all__ = ["SGD", "Adam", "AdamW", "FusedOptimizer", "RMSprop", "__version__", "fuse"]
+__all__ += [name for name in _torch_optim.__all__ if name not in __all__]
 
 
 def _alias_submodules() -> None:
-    """Makes ``from fused_optim.lr_scheduler import ...`` give torch's module, and so on for each
-    submodule of torch.optim that this package has none of."""
+    """Makes ``from fused_optim.lr_scheduler import ...`` give torch's module, and likewise each
+    public submodule of torch.optim that this package has none of."""
     prefix = _torch_optim.__name__ + "."
-    for name, module in list(_sys.modules.items()):
-        if name.startswith(prefix) and not name.startswith(prefix + "_"):
-            ours = __name__ + "." + name[len(prefix) :]
-            if _sys.modules.setdefault(ours, module) is module and "." not in ours[len(__name__) + 1 :]:
-                globals().setdefault(name[len(prefix) :], module)
+    for full_name, module in list(_sys.modules.items()):
+        name = full_name.removeprefix(prefix)
+        if not full_name.startswith(prefix) or name.startswith("_") or "." in name:
+            continue
+        if f"{__name__}.{name}" not in _sys.modules:
+            _sys.modules[f"{__name__}.{name}"] = module
+            globals().setdefault(name, module)
 
 
 _alias_submodules()
