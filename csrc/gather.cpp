@@ -283,9 +283,10 @@ class Gatherer {
     void* data = locate(step, "step");
     const double count =
         type == at::kFloat ? *static_cast<float*>(data) : *static_cast<double*>(data);
-    // Powers are computed for whole steps; torch's pow takes anything.
-    if (!(count >= 0 && count < 9e15) || count != std::floor(count))
-      throw NotFused("step is no count");
+    if (!(count >= 0) || std::isinf(count))
+      fail("step", "is " + std::to_string(count) + ", not a count of steps");
+    // Powers are computed for whole steps that a double counts exactly; torch's pow takes others.
+    if (count > 9e15 || count != std::floor(count)) throw NotFused("step is no whole number");
     result_.written.push_back(const_cast<c10::TensorImpl*>(&step));
     result_.steps.push_back(
         {data, type == at::kFloat ? DType::Float32 : DType::Float64, entry});

@@ -1,0 +1,201 @@
+"""Dense layouts run on the kernels; differing strides give right values; nothing is written
+outside a view."""
+
+import pytest
+import torch
+from torch.nn import Parameter
+from twins import CASES, TORCH, assert_same_state, assert_same_values, case_id, copies, same_bits
+
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.transpose(0, 3).contiguous().transpose(0, 3),
+    "permuted": lambda t: t.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2),
+}
+SHAPE = (4, 3, 5, 37)
+
+
+def tensor(seed, dtype=torch.float64):
+    return torch.randn(SHAPE, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def laid_out(name, seed, dtype=torch.float64):
+    return LAYOUTS[name](tensor(seed, dtype))
+
+
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+@pytest.mark.parametrize("param_layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_parameter_and_gradient_layouts(case, param_layout, grad_layout):
+    cls, options = case
+    param = Parameter(laid_out(param_layout, 0))
+    twin = Parameter(tensor(0))
+    ours, theirs = cls([param], **options), TORCH[cls]([twin], foreach=False, **options)
+    for seed in range(4):
+        param.grad, twin.grad = laid_out(grad_layout, 1 + seed), tensor(1 + seed)
+        ours.step()
+        theirs.step()
+    assert ours._fallback_reason is None
+    assert param.stride() == laid_out(param_layout, 0).stride()
+    for key, value in ours.state[param].items():
+        if key != "step":
+            assert value.stride() == param.stride()
+            torch.testing.assert_close(value, theirs.state[twin][key], rtol=1e-12, atol=1e-12)
+    assert_same_values([param], [twin])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("state_layout", LAYOUTS)
+def test_state_of_another_layout(optimizer_class, state_layout, dtype):
+    """As after a checkpoint saved before model.to(memory_format=channels_last)."""
+    options = next(o for c, o in reversed(CASES) if c is optimizer_class)
+    param = Parameter(laid_out("channels_last", 0, dtype))
+    twin = copies([param])[0]
+    ours, same = optimizer_class([param], **options), optimizer_class([twin], **options)
+    for seed in range(4):
+        param.grad, twin.grad = tensor(seed, dtype), tensor(seed, dtype)
+        ours.step()
+        same.step()
+        for key, value in ours.state[param].items():
+            if key != "step":
+                ours.state[param][key] = LAYOUTS[state_layout](value)
+    assert ours._fallback_reason is None
+    assert same_bits(param.detach(), twin.detach())
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 1024, 1500])
+def test_strided_gradients_around_the_tile_size(optimizer_class, size):
+    whole = torch.randn(size, 3)
+    params = [Parameter(torch.zeros(size)) for _ in range(2)]
+    params[0].grad, params[1].grad = whole[:, 1], whole[:, 1].clone()
+    ours = [optimizer_class([p]) for p in params]
+    for optimizer in ours:
+        optimizer.step()
+        assert optimizer._fallback_reason is None
+    assert same_bits(params[0].detach(), params[1].detach())
+
+
+@pytest.mark.parametrize("columns", [slice(2, 5), slice(0, 8, 2)])
+def test_sliced_parameter_leaves_its_surroundings(optimizer_class, columns):
+    """Parameters that are not dense take torch's step; around them nothing is written."""
+    whole = torch.randn(6, 8, dtype=torch.float64)
+    before = whole.clone()
+    view = whole[:, columns].detach().requires_grad_()
+    twin = Parameter(whole[:, columns].clone())
+    # fused=True in the groups would send the fallback into torch's kernels, which check nothing.
+    ours, theirs = optimizer_class([view]), TORCH[optimizer_class]([twin], foreach=False)
+    for group in ours.param_groups:
+        if "fused" in group:
+            group["fused"] = True
+    for seed in range(3):
+        grad = torch.randn(twin.shape, dtype=torch.float64)
+        view.grad, twin.grad = grad, grad
+        ours.step()
+        theirs.step()
+    assert "not dense" in ours._fallback_reason
+    assert torch.equal(view.detach(), twin.detach())
+    outside = torch.ones(8, dtype=torch.bool)
+    outside[columns] = False
+    assert torch.equal(whole[:, outside], before[:, outside])
+
+
+def test_parameters_side_by_side_in_one_buffer(optimizer_class):
+    """Views of a flat buffer, parameters and gradients, as DDP and FSDP make them."""
+    buffer, grads = torch.randn(60, dtype=torch.float64), torch.randn(60, dtype=torch.float64)
+    views = [buffer[i * 20 : (i + 1) * 20].detach().requires_grad_() for i in range(3)]
+    twins = copies(views)
+    for i, (view, twin) in enumerate(zip(views, twins, strict=True)):
+        view.grad = grads[i * 20 : (i + 1) * 20]
+        twin.grad = view.grad.clone()
+    ours, theirs = optimizer_class(views), TORCH[optimizer_class](twins, foreach=False)
+    for _ in range(3):
+        ours.step()
+        theirs.step()
+    assert ours._fallback_reason is None
+    assert_same_values(views, twins)
+    assert_same_state(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+@pytest.mark.parametrize("kind", ["same", "overlapping", "gradient is the parameter"])
+def test_overlapping_memory_takes_torchs_order(optimizer_class, kind):
+    """Threads would race where tensors overlap: torch's step does one after the other."""
+
+    def build(cls, **options):
+        buffer = torch.linspace(-1, 1, 30, dtype=torch.float64)
+        views = [buffer[:20].detach().requires_grad_(), buffer[10:].detach().requires_grad_()]
+        if kind == "same":
+            views[1] = views[0]
+        views = views[:1] if kind == "gradient is the parameter" else views
+        for i, view in enumerate(views):
+            view.grad = torch.full((20,), 0.5 + i, dtype=torch.float64)
+        if kind == "gradient is the parameter":
+            views[0].grad = buffer[:20]
+        return buffer, cls(views, **options)
+
+    buffer, ours = build(optimizer_class)
+    twin, theirs = build(TORCH[optimizer_class], foreach=False)
+    for _ in range(3):
+        ours.step()
+        theirs.step()
+    assert "overlap" in ours._fallback_reason
+    assert torch.equal(buffer, twin)
+
+
+def test_scalar_and_empty_tensors(optimizer_class):
+    params = [Parameter(torch.tensor(2.0)), Parameter(torch.empty(0, 3)), Parameter(torch.ones(1))]
+    twins = copies(params)
+    ours, theirs = optimizer_class(params), TORCH[optimizer_class](twins, foreach=False)
+    for _ in range(3):
+        for p in (*params, *twins):
+            p.grad = torch.ones_like(p)
+        ours.step()
+        theirs.step()
+    assert ours._fallback_reason is None
+    assert params[0].item() != 2.0
+    assert_same_values(params, twins, rtol=1e-6, atol=1e-6)
+    assert_same_state(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_plain_tensors_and_subclasses(optimizer_class):
+    class Marked(torch.Tensor):
+        pass
+
+    plain = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    marked = torch.ones(5, dtype=torch.float64).as_subclass(Marked).requires_grad_()
+    optimizers = [optimizer_class([plain]), optimizer_class([marked])]
+    for optimizer, param in zip(optimizers, (plain, marked), strict=True):
+        param.grad = torch.full((5,), 0.3, dtype=torch.float64)
+        optimizer.step()
+    assert optimizers[0]._fallback_reason is None
+    assert "another type" in optimizers[1]._fallback_reason
+    torch.testing.assert_close(plain.detach(), marked.detach().as_subclass(torch.Tensor))
+
+
+def test_meta_parameters_fail_and_work_once_materialised(optimizer_class):
+    model = torch.nn.Linear(3, 2, device="meta")
+    optimizer = optimizer_class(model.parameters())
+    for p in model.parameters():
+        p.grad = torch.empty_like(p)
+    with pytest.raises(RuntimeError, match="group 0, parameter 0: 'param' is on the meta device"):
+        optimizer.step()
+    model.to_empty(device="cpu")
+    model.reset_parameters()
+    optimizer = optimizer_class(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert optimizer._fallback_reason is None
+
+
+def test_inference_tensors_get_torchs_answer(optimizer_class):
+    with torch.inference_mode():
+        param = torch.ones(3)
+    param_grad = torch.ones(3)
+    with torch.inference_mode():
+        param.grad = param_grad.clone()
+        optimizer = optimizer_class([param])
+        optimizer.step()
+        assert optimizer._fallback_reason is None
+        assert (param < 1).all()
+    with pytest.raises(RuntimeError, match="[Ii]nference tensor"):
+        optimizer.step()
