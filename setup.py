@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 import build_backend
@@ -15,10 +15,10 @@ from torch.utils import cpp_extension  # noqa: E402  (torch may only now be impo
 ROOT = pathlib.Path(__file__).parent
 # Contraction is off, so that every instruction set and device gives the same bits; without
 # -fno-math-errno and -fno-trapping-math (neither changes a value) nothing vectorises.
-CXX_FLAGS = (
-    "-O3 -std=c++17 -Wall -Wextra -fvisibility=hidden "
-    "-g0 -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd"
-).split()
+CXX_FLAGS = [
+    *("-O3", "-std=c++17", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"),
+]
 # torch's headers are not ours to warn about.
 SYSTEM_INCLUDES = [f"-isystem{path}" for path in cpp_extension.include_paths()]
 
@@ -56,13 +56,23 @@ class BuildPy(build_py):
         )
 
 
+def extension() -> Extension:
+    cpp = sources("*.cpp") + sources("cpu/*.cpp")
+    flags, link_flags = CXX_FLAGS + SYSTEM_INCLUDES, []
+    if os.environ.get("FUSED_OPTIM_SANITIZE") == "1":
+        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        flags, link_flags = [*flags, *sanitizers, "-g", "-O1"], sanitizers
+    cuda = sources("cuda/*.cu") if use_cuda() else []
+    kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    return kind(
+        "fused_optim._C",
+        cpp + cuda,
+        extra_compile_args={"cxx": flags},
+        extra_link_args=link_flags,
+    )
+
+
 setup(
-    ext_modules=[
-        cpp_extension.CppExtension(
-            "fused_optim._C",
-            sources("*.cpp") + sources("cpu/*.cpp"),
-            extra_compile_args=CXX_FLAGS + SYSTEM_INCLUDES,
-        )
-    ],
+    ext_modules=[extension()],
     cmdclass={"build_ext": cpp_extension.BuildExtension, "build_py": BuildPy},
 )

@@ -61,7 +61,8 @@ bool is_plain(const c10::TensorImpl& tensor) {
                                            c10::DispatchKeySet(c10::DispatchKey::AutocastCPU);
   const c10::DispatchKeySet keys = tensor.key_set();
   // Inference tensors lack ADInplaceOrView; they may be written in inference mode alone.
-  return keys - ordinary == dense_cpu && (keys.has_all(inplace) || c10::InferenceMode::is_enabled());
+  return keys - ordinary == dense_cpu &&
+         (keys.has_all(inplace) || c10::InferenceMode::is_enabled());
 }
 
 class Gatherer {
@@ -90,8 +91,7 @@ class Gatherer {
 
  private:
   PyObject* params_of(PyObject* group) const {
-    PyObject* params =
-        PyDict_Check(group) ? PyDict_GetItemWithError(group, g_params_key) : nullptr;
+    PyObject* params = PyDict_Check(group) ? PyDict_GetItemWithError(group, g_params_key) : nullptr;
     if (params == nullptr || !PyList_Check(params))
       throw NotFused("a parameter group is no dict with a list of params");
     return params;
@@ -162,8 +162,7 @@ class Gatherer {
       if (!param.is_cpu()) throw NotFused("no kernel for device " + param.device().str());
       throw NotFused("a parameter is no plain strided tensor");
     }
-    if (!param.is_non_overlapping_and_dense())
-      throw NotFused("a parameter is not dense in memory");
+    if (!param.is_non_overlapping_and_dense()) throw NotFused("a parameter is not dense in memory");
   }
 
   /// A gradient or state must match its parameter in all but strides.
@@ -209,8 +208,7 @@ class Gatherer {
   /// The parameter's state dict, or nullptr. Tensor.__hash__ is id(), so the hash is known and
   /// the call into Python that a plain lookup would make is saved.
   PyObject* find_state(PyObject* param) const {
-    PyObject* found =
-        _PyDict_GetItem_KnownHash(state_, param, reinterpret_cast<Py_hash_t>(param));
+    PyObject* found = _PyDict_GetItem_KnownHash(state_, param, reinterpret_cast<Py_hash_t>(param));
     if (found == nullptr && PyErr_Occurred()) throw PythonError();
     if (found != nullptr && !PyDict_Check(found)) throw NotFused("a parameter's state is no dict");
     return found;
@@ -288,8 +286,7 @@ class Gatherer {
     // Powers are computed for whole steps that a double counts exactly; torch's pow takes others.
     if (count > 9e15 || count != std::floor(count)) throw NotFused("step is no whole number");
     result_.written.push_back(const_cast<c10::TensorImpl*>(&step));
-    result_.steps.push_back(
-        {data, type == at::kFloat ? DType::Float32 : DType::Float64, entry});
+    result_.steps.push_back({data, type == at::kFloat ? DType::Float32 : DType::Float64, entry});
   }
 
   [[noreturn]] void fail(const char* tensor, const std::string& what) const {

@@ -25,8 +25,7 @@ std::vector<HyperparameterKey> intern_hyperparameters(const RuleSpec& rule) {
   for (int i = 0; i < rule.num_hyperparameters; ++i) {
     const std::string name = rule.hyperparameters[i];
     const size_t bracket = name.find('[');
-    const Py_ssize_t item =
-        bracket == std::string::npos ? -1 : std::stol(name.substr(bracket + 1));
+    const Py_ssize_t item = bracket == std::string::npos ? -1 : std::stol(name.substr(bracket + 1));
     PyObject* key = PyUnicode_InternFromString(name.substr(0, bracket).c_str());
     if (key == nullptr) throw PythonError();
     keys.push_back({key, item});
@@ -65,8 +64,8 @@ HyperparameterRow read_row(PyObject* group, const std::vector<HyperparameterKey>
         throw NotFused(std::string("'") + name + "' is not in a tuple");
       const Py_ssize_t size = is_list ? PyList_GET_SIZE(value) : PyTuple_GET_SIZE(value);
       if (keys[i].item >= size) throw NotFused(std::string("'") + name + "' is missing");
-      value = is_list ? PyList_GET_ITEM(value, keys[i].item)
-                      : PyTuple_GET_ITEM(value, keys[i].item);
+      value =
+          is_list ? PyList_GET_ITEM(value, keys[i].item) : PyTuple_GET_ITEM(value, keys[i].item);
     }
     row.values[i] = read_number(value, name);
   }

@@ -10,9 +10,8 @@ std::vector<int64_t> memory_order(const c10::TensorImpl& param) {
   std::vector<int64_t> dims;
   for (int64_t dim = 0; dim < param.dim(); ++dim)
     if (param.sizes()[dim] > 1) dims.push_back(dim);
-  std::stable_sort(dims.begin(), dims.end(), [&](int64_t a, int64_t b) {
-    return param.strides()[a] > param.strides()[b];
-  });
+  std::stable_sort(dims.begin(), dims.end(),
+                   [&](int64_t a, int64_t b) { return param.strides()[a] > param.strides()[b]; });
   return dims;
 }
 

@@ -4,10 +4,15 @@
 fused kernel are this package's; every other public name is torch.optim's own.
 """
 
+import pkgutil as _pkgutil
 import sys as _sys
 
 import torch.optim as _torch_optim
 from torch.optim import *  # noqa: F403
+
+# Run from the source folder after a plain `pip install .`, this is the source's package, and the
+# compiled extension lies in the installed one.
+__path__ = _pkgutil.extend_path(__path__, __name__)
 
 from fused_optim import _extension as _extension  # says why, where the build doesn't fit torch
 from fused_optim._version import __version__

@@ -17,8 +17,7 @@ def check_build(built_for: str | None, running: str) -> None:
     """
     if built_for is None:
         raise ImportError(
-            "fused_optim is not built. In its source folder run: "
-            "pip install --no-build-isolation ."
+            "fused_optim is not built. In its source folder run: pip install --no-build-isolation ."
         )
     if built_for != running:
         raise ImportError(

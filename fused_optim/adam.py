@@ -1,11 +1,11 @@
 """Fused Adam; also exports the names of ``torch.optim.adam``."""
 
 import torch
-from torch.optim.adam import *  # noqa: F403
+from torch.optim.adam import adam
 
 from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["Adam", "adam"]  # noqa: F405
+__all__ = ["Adam", "adam"]
 
 
 class Adam(FusedOptimizer, torch.optim.Adam, rule="Adam"):

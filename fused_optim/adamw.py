@@ -1,14 +1,14 @@
 """Fused AdamW; also exports the names of ``torch.optim.adamw``."""
 
 import torch
-from torch.optim.adamw import *  # noqa: F403
+from torch.optim.adamw import adamw
 
-from fused_optim.optimizer import FusedOptimizer
+from fused_optim.adam import Adam
 
-__all__ = ["AdamW", "adamw"]  # noqa: F405
+__all__ = ["AdamW", "adamw"]
 
 
-class AdamW(FusedOptimizer, torch.optim.AdamW, rule="Adam"):
+class AdamW(Adam, torch.optim.AdamW, rule="Adam"):
     r"""Adam with decoupled weight decay.
 
     .. math::

@@ -61,7 +61,9 @@ class FusedOptimizer(_Base):
         if rule is None:  # a user's subclass of a fused optimizer
             return
         torch_class = next(
-            base for base in cls.__mro__[1:] if not issubclass(base, FusedOptimizer)
+            base
+            for base in cls.__mro__
+            if issubclass(base, Optimizer) and not issubclass(base, FusedOptimizer)
         )
         cls._rule = RULES[rule][0]
         cls._torch_step = staticmethod(_unhooked(torch_class.step))

@@ -1,11 +1,11 @@
 """Fused RMSprop; also exports the names of ``torch.optim.rmsprop``."""
 
 import torch
-from torch.optim.rmsprop import *  # noqa: F403
+from torch.optim.rmsprop import rmsprop
 
 from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["RMSprop", "rmsprop"]  # noqa: F405
+__all__ = ["RMSprop", "rmsprop"]
 
 
 class RMSprop(FusedOptimizer, torch.optim.RMSprop, rule="RMSprop"):

@@ -4,8 +4,6 @@ import os
 import runpy
 import sys
 
-import torch.optim
-
 from fused_optim.optimizer import FUSED_CLASSES
 
 

@@ -1,11 +1,11 @@
 """Fused stochastic gradient descent; also exports the names of ``torch.optim.sgd``."""
 
 import torch
-from torch.optim.sgd import *  # noqa: F403
+from torch.optim.sgd import sgd
 
 from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["SGD", "sgd"]  # noqa: F405
+__all__ = ["SGD", "sgd"]
 
 
 class SGD(FusedOptimizer, torch.optim.SGD, rule="SGD"):

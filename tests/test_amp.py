@@ -73,7 +73,8 @@ def test_grad_scaler(case, path):
         factor = torch.randn(6, 4, dtype=torch.float64)
         if i in (0, 7, 8):  # the very first step overflows
             factor[2, 3] = float("inf")
-        for p, optimizer, scaler in zip((params[0], other[0]), (ours, theirs), scalers, strict=True):
+        pairs = zip((params[0], other[0]), (ours, theirs), scalers, strict=True)
+        for p, optimizer, scaler in pairs:
             optimizer.zero_grad()
             scaler.scale((p * factor).sum()).backward()
             grad = p.grad.clone()

@@ -291,9 +291,7 @@ def test_optimizer_built_before_the_model_changes_dtype(optimizer_class):
                 optimizer.step()
         assert ours._fallback_reason is None
         tolerance = 1e-12 if dtype == torch.float64 else 0.02
-        assert_same_values(
-            list(model.parameters()), list(other.parameters()), tolerance, tolerance
-        )
+        assert_same_values(list(model.parameters()), list(other.parameters()), tolerance, tolerance)
 
 
 @pytest.mark.filterwarnings("ignore")

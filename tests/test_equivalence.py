@@ -105,10 +105,12 @@ def test_generated_options_shapes_dtypes_and_groups(cls, data):
         st.lists(st.lists(st.integers(0, 9), max_size=4).map(tuple), min_size=1, max_size=6)
     )
     dtypes = [
-        data.draw(st.sampled_from([torch.float64, torch.complex128, torch.float32]))
-        for _ in shapes
+        data.draw(st.sampled_from([torch.float64, torch.complex128, torch.float32])) for _ in shapes
     ]
-    params = [make_params([s], d, seed=i)[0] for i, (s, d) in enumerate(zip(shapes, dtypes))]
+    params = [
+        make_params([shape], dtype, seed=i)[0]
+        for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))
+    ]
     torch_params = copies(params)
     splits = data.draw(st.integers(1, len(params)))
     groups, torch_groups = [], []
@@ -157,9 +159,11 @@ def test_error_inputs_have_torchs_types_and_messages(cls, error_input):
     params = given_.params or [torch.nn.Parameter(torch.zeros(2))]
 
     def outcome(optimizer_class):
-        with pytest.warns() if error_input.error_type is UserWarning else pytest.raises(
-            error_input.error_type, match=error_input.error_regex
-        ) as caught:
+        with (
+            pytest.warns()
+            if error_input.error_type is UserWarning
+            else pytest.raises(error_input.error_type, match=error_input.error_regex) as caught
+        ):
             optimizer_class(params, **given_.kwargs)
         return str(caught.value if hasattr(caught, "value") else caught[0].message)
 

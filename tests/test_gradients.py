@@ -2,8 +2,19 @@
 
 import pytest
 import torch
-from twins import CASES, TORCH, Twins, case_id, copies, make_params, set_grads, snapshot
-from twins import assert_same_state, assert_same_values, assert_unchanged
+from twins import (
+    CASES,
+    TORCH,
+    Twins,
+    assert_same_state,
+    assert_same_values,
+    assert_unchanged,
+    case_id,
+    copies,
+    make_params,
+    set_grads,
+    snapshot,
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)

@@ -87,7 +87,7 @@ def test_sliced_parameter_leaves_its_surroundings(optimizer_class, columns):
     for group in ours.param_groups:
         if "fused" in group:
             group["fused"] = True
-    for seed in range(3):
+    for _ in range(3):
         grad = torch.randn(twin.shape, dtype=torch.float64)
         view.grad, twin.grad = grad, grad
         ours.step()

@@ -135,8 +135,16 @@ def test_old_checkpoints_without_newer_flags_and_with_a_number_as_step(optimizer
     assert_same_values(params, twins.params, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("flags", [{"foreach": True}, {"fused": False}, {"fused": True},
-                                   {"capturable": True}, {"differentiable": True}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"foreach": True},
+        {"fused": False},
+        {"fused": True},
+        {"capturable": True},
+        {"differentiable": True},
+    ],
+)
 def test_flags_in_a_checkpoint_do_not_choose_the_implementation(optimizer_class, flags):
     """ultralytics#25375: a checkpoint written elsewhere turned the fused path off."""
     twins = Twins(optimizer_class, {}, dtype=torch.float64)
@@ -214,6 +222,8 @@ def test_names_are_torchs():
     for torch_class, cls in FUSED_CLASSES.items():
         assert cls.__name__ == torch_class.__name__
         assert issubclass(cls, torch_class)
+        for other_torch, other in FUSED_CLASSES.items():
+            assert issubclass(cls, other) == issubclass(torch_class, other_torch)
         assert cls in FUSED
         assert repr(cls([Parameter(torch.zeros(1))])) == repr(
             torch_class([Parameter(torch.zeros(1))])

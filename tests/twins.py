@@ -62,8 +62,7 @@ def make_params(shapes, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     wide = torch.complex128 if dtype.is_complex else torch.float64
     return [
-        Parameter(torch.randn(shape, dtype=wide, generator=generator).to(dtype))
-        for shape in shapes
+        Parameter(torch.randn(shape, dtype=wide, generator=generator).to(dtype)) for shape in shapes
     ]
 
 

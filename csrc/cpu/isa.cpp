@@ -48,7 +48,9 @@ bool is_supported(Isa isa) {
   return isa == Isa::Baseline;
 }
 
-Isa current_isa() { return chosen().load(std::memory_order_relaxed); }
+Isa current_isa() {
+  return chosen().load(std::memory_order_relaxed);
+}
 
 void set_isa(const std::string& name) {
   for (Isa isa : kBuilt) {

@@ -10,8 +10,8 @@
 // it binds to the runtime that libtorch_cpu has brought in: -fopenmp would link one of the
 // compiler's choice, and two runtimes in a process fight for the cores. Weak: a torch without
 // OpenMP has none, and ranges then run on the caller's thread.
-extern "C" void GOMP_parallel(void (*body)(void*), void* data, unsigned num_threads,
-                              unsigned flags) __attribute__((weak));
+extern "C" void GOMP_parallel(void (*body)(void*), void* data, unsigned num_threads, unsigned flags)
+    __attribute__((weak));
 
 namespace fused_optim::cpu {
 namespace {
@@ -46,8 +46,7 @@ void run_region(void* data) {
 
 void parallel_ranges(int64_t total, void (*body)(const void*, int64_t, int64_t),
                      const void* context) {
-  const int64_t threads =
-      std::min<int64_t>(at::get_num_threads(), total / kMinElementsPerThread);
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), total / kMinElementsPerThread);
   if (threads <= 1 || GOMP_parallel == nullptr || at::in_parallel_region())
     return body(context, 0, total);
 

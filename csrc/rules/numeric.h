@@ -33,8 +33,12 @@ FUSED_OPTIM_INLINE To bits_as(From from) {
   return to;
 }
 
-FUSED_OPTIM_INLINE float to_opmath(float value) { return value; }
-FUSED_OPTIM_INLINE double to_opmath(double value) { return value; }
+FUSED_OPTIM_INLINE float to_opmath(float value) {
+  return value;
+}
+FUSED_OPTIM_INLINE double to_opmath(double value) {
+  return value;
+}
 
 FUSED_OPTIM_INLINE float to_opmath(bfloat16 value) {
   return bits_as<float>(static_cast<uint32_t>(value.bits) << 16);
@@ -93,8 +97,12 @@ FUSED_OPTIM_INLINE float16 to_storage<float16, float>(float value) {
   return {static_cast<uint16_t>(result | sign)};
 }
 
-FUSED_OPTIM_INLINE float square_root(float value) { return __builtin_sqrtf(value); }
-FUSED_OPTIM_INLINE double square_root(double value) { return __builtin_sqrt(value); }
+FUSED_OPTIM_INLINE float square_root(float value) {
+  return __builtin_sqrtf(value);
+}
+FUSED_OPTIM_INLINE double square_root(double value) {
+  return __builtin_sqrt(value);
+}
 
 /// torch.lerp: from start to end by weight, by the formula that is exact at the nearer end.
 template <class T>

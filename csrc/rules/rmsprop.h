@@ -24,8 +24,7 @@ struct RMSprop {
 
   template <class T>
   FUSED_OPTIM_INLINE static Scalars<T> scalars(const Hyperparameters& h, double /*step*/) {
-    return {T(h.lr),  T(h.alpha),        T(1.0 - h.alpha),
-            T(h.eps), T(h.weight_decay), T(h.momentum)};
+    return {T(h.lr), T(h.alpha), T(1.0 - h.alpha), T(h.eps), T(h.weight_decay), T(h.momentum)};
   }
 
   template <Variant variant, class T>

@@ -31,7 +31,9 @@ struct StateSpec {
 /// The set of states that are switched on, a bit each: the only thing that changes the code.
 using Variant = unsigned;
 
-constexpr bool has_state(Variant variant, int state) { return (variant >> state) & 1u; }
+constexpr bool has_state(Variant variant, int state) {
+  return (variant >> state) & 1u;
+}
 
 /// A rule as the gather sees it: the names, at run time.
 struct RuleSpec {

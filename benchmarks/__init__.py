@@ -1,0 +1,1 @@
+"""Benchmarks of fused_optim against every other implementation that is installed."""

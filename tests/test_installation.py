@@ -1,0 +1,176 @@
+"""The build, as a user meets it: messages, sdist, one OpenMP runtime, memory."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import torch
+from twins import SUPPORTED_ISAS
+
+import fused_optim._C as _C
+from fused_optim import _extension
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT / "tests",
+        env={**os.environ, **environment},
+    )
+
+
+def test_built_for_another_torch_is_one_message():
+    with pytest.raises(ImportError) as caught:
+        _extension.check_build("2.12.1+cpu", "2.13.0+cu130")
+    message = str(caught.value)
+    assert "2.12.1+cpu" in message and "2.13.0+cu130" in message and "pip install" in message
+    assert "\n" not in message
+
+
+def test_another_torch_at_import_time():
+    result = python(
+        "import torch; torch.__version__ = '2.99.0'\n"
+        "try: import fused_optim\n"
+        "except ImportError as error: print(error)\n"
+    )
+    assert "2.99.0" in result.stdout and torch.__version__ in result.stdout, result.stderr
+    assert "undefined symbol" not in result.stdout + result.stderr
+
+
+def test_never_built_is_one_message():
+    with pytest.raises(ImportError, match="not built.*pip install"):
+        _extension.check_build(None, "2.13.0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_openmp_runtime():
+    """After a parallel step, in a process of its own: the test runner imports other libraries."""
+    result = python(
+        "import torch, fused_optim, fused_optim._C as c\n"
+        "torch.set_num_threads(2)\n"
+        "w = torch.ones(1_000_000, requires_grad=True); w.grad = torch.ones_like(w)\n"
+        "fused_optim.Adam([w]).step()\n"
+        "(w * 2).sum()\n"
+        "print(c.openmp_runtime())\n"
+        "print(open('/proc/self/maps').read())\n"
+    )
+    assert result.returncode == 0, result.stderr
+    runtime, maps = result.stdout.split("\n", 1)
+    loaded = set(re.findall(r"/\S*lib(?:gomp|omp|iomp5)[-.\w]*", maps))
+    assert loaded == {os.path.realpath(runtime)}
+    assert pathlib.Path(torch.__file__).parent in pathlib.Path(runtime).parents
+
+
+@pytest.mark.parametrize("isa", SUPPORTED_ISAS)
+def test_isa_from_the_environment(isa):
+    result = python("import fused_optim._C as c; print(c.isa())", FUSED_OPTIM_ISA=isa)
+    assert result.stdout.strip() == isa, result.stderr
+
+
+def test_unknown_isa_in_the_environment():
+    result = python("import fused_optim", FUSED_OPTIM_ISA="sse9")
+    assert "ImportError: fused_optim: unknown instruction set 'sse9'" in result.stderr
+    assert result.returncode == 1
+
+
+@pytest.mark.skipif("avx512" in SUPPORTED_ISAS, reason="this processor has them all")
+def test_isa_that_the_processor_lacks():
+    result = python("import fused_optim", FUSED_OPTIM_ISA="avx512")
+    assert "this processor does not support it" in result.stderr
+
+
+def test_sdist_has_every_source(tmp_path):
+    subprocess.run(
+        [
+            sys.executable, "-c",
+            f"import build_backend; build_backend.build_sdist({str(tmp_path)!r})",
+        ],
+        cwd=ROOT, check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    python_files = {f"fused_optim/{p.name}" for p in (ROOT / "fused_optim").glob("*.py*")}
+    assert sources | python_files - {"fused_optim/_build.py"} <= packed
+    assert {"setup.py", "build_backend.py", "pyproject.toml"} <= packed
+
+
+def test_build_without_torch_is_one_message():
+    result = subprocess.run(
+        [sys.executable, "-S", "-c",
+         "import sys, types\n"
+         "sys.modules['setuptools'] = types.ModuleType('setuptools')\n"
+         "meta = types.ModuleType('setuptools.build_meta'); meta.__all__ = []\n"
+         "sys.modules['setuptools.build_meta'] = meta\n"
+         "import sysconfig; sysconfig.get_path = lambda name: '/nowhere'\n"
+         "import build_backend; build_backend.import_torch()"],
+        capture_output=True, text=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "needs torch" in result.stderr and "--no-build-isolation" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_rules_know_nothing_of_torch_python_or_cuda():
+    for header in (ROOT / "csrc" / "rules").glob("*.h"):
+        includes = re.findall(r"#include\s+[<\"](.+?)[>\"]", header.read_text())
+        allowed = {"cstddef", "cstdint", "cstring", "type_traits", "../platform.h"}
+        local = {p.name for p in header.parent.glob("*.h")}
+        assert set(includes) <= allowed | local, header.name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_step_needs_no_memory_that_grows_with_the_model(optimizer_class):
+    """Peak resident memory of steps over 25M parameters, after the state exists."""
+    code = f"""
+import resource, torch, fused_optim
+w = torch.zeros(25_000_000, requires_grad=True); w.grad = torch.ones_like(w)
+small = [torch.zeros(10, requires_grad=True) for _ in range(100)]
+for p in small: p.grad = torch.ones_like(p)
+optimizer = fused_optim.{optimizer_class.__name__}([w, *small])
+optimizer.step()
+open("/proc/self/clear_refs", "w").write("5")
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+before = peak()
+for _ in range(5): optimizer.step()
+print(peak() - before)
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 1024, "kB"
+
+
+def test_a_gradient_of_other_strides_needs_no_copy():
+    code = """
+import torch, fused_optim
+w = torch.zeros(5000, 5000, requires_grad=True); w.grad = torch.ones_like(w).t()
+w.grad = torch.ones(5000, 5000).t()
+optimizer = fused_optim.SGD([w])
+optimizer.step()
+open("/proc/self/clear_refs", "w").write("5")
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+before = peak()
+optimizer.step()
+assert optimizer._fallback_reason is None
+print(peak() - before)
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 1024, "kB"
+
+
+def test_isas_are_in_one_binary():
+    if os.uname().machine == "x86_64":
+        assert _C.built_isas() == ["baseline", "avx2", "avx512"]
