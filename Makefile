@@ -29,12 +29,13 @@ format: $(VENV)/.installed
 
 # The suite once under AddressSanitizer and UndefinedBehaviorSanitizer. The interpreter is not
 # instrumented, so its leaks are not looked for; the sanitizers' runtime must be loaded first.
-SANITIZED := build/sanitize
+SANITIZED := $(CURDIR)/build/sanitize
+SANITIZERS := env PYTHONPATH=$(SANITIZED)/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)"
 sanitize: $(VENV)/.installed
 	FUSED_OPTIM_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED)/temp --build-lib $(SANITIZED)/lib
-	env LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  PYTHONPATH=$(SANITIZED)/lib $(BIN)/pytest -m "not process"
+	cd tests && $(SANITIZERS) $(CURDIR)/$(BIN)/python -c "import fused_optim._C as c; assert 'sanitize' in c.__file__, c.__file__"
+	$(SANITIZERS) $(BIN)/pytest -m "not process"
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

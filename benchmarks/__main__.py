@@ -1,6 +1,7 @@
 """``python -m benchmarks``: step times of fused_optim and of every peer that is installed."""
 
 import argparse
+import functools
 import pathlib
 from typing import Any
 
@@ -53,9 +54,8 @@ def run_steps(options: argparse.Namespace, console: Console) -> list[Result]:
         for workload in chosen:
             for optimizer in optimizers:
                 progress.update(task, description=f"{optimizer}, {workload.name}")
-                for result in measure(optimizer, workload, rounds, options.threads):
-                    progress.advance(task)
-                results.append(result)
+                advance = functools.partial(progress.advance, task)
+                results.append(measure(optimizer, workload, rounds, options.threads, advance))
     order = {name: i for i, name in enumerate(optimizers)}
     return sorted(results, key=lambda r: order[r.optimizer])
 

@@ -1,7 +1,7 @@
 """Step times: all implementations in one process, interleaved round by round."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,8 +80,14 @@ def roof(elements: int, bytes_per_element: int) -> Callable[[], object]:
     return lambda: tensor.mul_(1.0)
 
 
-def measure(optimizer: str, workload: Workload, rounds: int, threads: int) -> Iterator[Result]:
-    """Yields after every round, so that a caller can show progress; the last is the result."""
+def measure(
+    optimizer: str,
+    workload: Workload,
+    rounds: int,
+    threads: int,
+    after_round: Callable[[], object] = lambda: None,
+) -> Result:
+    """Times every implementation, one block each a round, in an order that turns."""
     result = Result(
         workload.name, optimizer, workload.tensors, workload.elements, OPTIMIZERS[optimizer][2]
     )
@@ -105,7 +111,8 @@ def measure(optimizer: str, workload: Workload, rounds: int, threads: int) -> It
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             result.samples[name].append(timers[name].timeit(blocks[name]).mean)
-        yield result
+        after_round()
+    return result
 
 
 def prepared(implementation: Implementation, workload: Workload) -> Callable[[], object]:

@@ -35,7 +35,9 @@ def load(path: pathlib.Path) -> Workload:
 def many_groups() -> Workload:
     """465 groups of one tensor, as detection transformers with layer-wise rates have them."""
     generator = random.Random(0)
-    sizes = [round(math.exp(generator.uniform(math.log(64), math.log(400_000)))) for _ in range(465)]
+    sizes = [
+        round(math.exp(generator.uniform(math.log(64), math.log(400_000)))) for _ in range(465)
+    ]
     return Workload("465 groups", [[(size,)] for size in sizes])
 
 

@@ -4,28 +4,18 @@
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <cmath>
 
-#include "hyperparameters.h"
 #include "layout.h"
+#include "lookup.h"
 #include "overlap.h"
 #include "rules/registry.h"
 
 namespace fused_optim {
 namespace {
-
-/// Interned keys, so that dict lookups compare pointers. Strings only: nothing of a step is kept.
-struct RuleKeys {
-  std::vector<HyperparameterKey> hyperparameters;
-  PyObject* states[kMaxStates];
-};
-
-RuleKeys g_rules[kNumRules];
-PyObject* g_params_key;
-PyObject* g_step_key;
-PyTypeObject* g_parameter_type;
 
 constexpr const char* kGradName = "grad";
 
@@ -69,7 +59,7 @@ class Gatherer {
  public:
   Gatherer(int rule, PyObject* param_groups, PyObject* state, double grad_multiplier)
       : spec_(kRules[rule]),
-        keys_(g_rules[rule]),
+        keys_(keys_of(rule)),
         groups_(param_groups),
         state_(state),
         grad_multiplier_(grad_multiplier),
@@ -91,7 +81,7 @@ class Gatherer {
 
  private:
   PyObject* params_of(PyObject* group) const {
-    PyObject* params = PyDict_Check(group) ? PyDict_GetItemWithError(group, g_params_key) : nullptr;
+    PyObject* params = PyDict_Check(group) ? PyDict_GetItemWithError(group, params_key()) : nullptr;
     if (params == nullptr || !PyList_Check(params))
       throw NotFused("a parameter group is no dict with a list of params");
     return params;
@@ -108,21 +98,17 @@ class Gatherer {
 
   void add_group(PyObject* group) {
     PyObject* params = params_of(group);
-    bool has_row = false;
-    for (index_ = 0; index_ < PyList_GET_SIZE(params); ++index_) {
-      PyObject* param = PyList_GET_ITEM(params, index_);
-      if (Py_TYPE(param) != g_parameter_type && !THPVariable_CheckExact(param))
-        throw NotFused("a parameter is of another type than Tensor and Parameter");
-      const at::Tensor& tensor = THPVariable_Unpack(param);
-      const at::Tensor& grad = tensor.unsafeGetTensorImpl()->grad();
-      if (!grad.defined()) continue;
-      if (!has_row) {
-        result_.table.rows.push_back(
-            read_row(group, keys_.hyperparameters, spec_, grad_multiplier_));
-        variant_ = variant_of(result_.table.rows.back());
-        has_row = true;
+    const Py_ssize_t size = PyList_GET_SIZE(params);
+    if (size == 0) return;
+    result_.table.rows.push_back(read_row(group, keys_.hyperparameters, spec_, grad_multiplier_));
+    variant_ = variant_of(result_.table.rows.back());
+    for (Py_ssize_t first = 0; first < size; first += kBatch) {
+      find_batch(spec_, keys_, state_, variant_, PySequence_Fast_ITEMS(params) + first, first,
+                 std::min(kBatch, size - first), found_);
+      for (const FoundParam& found : found_) {
+        index_ = found.index;
+        add_param(found);
       }
-      add_param(param, tensor, *grad.unsafeGetTensorImpl());
     }
   }
 
@@ -138,8 +124,9 @@ class Gatherer {
     return variant;
   }
 
-  void add_param(PyObject* object, const at::Tensor& tensor, const c10::TensorImpl& grad) {
-    c10::TensorImpl& param = *tensor.unsafeGetTensorImpl();
+  void add_param(const FoundParam& found) {
+    const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
+    const c10::TensorImpl& grad = *found.grad;
     check_param(param);
     TensorEntry entry{};
     entry.dtype = dtype_of(param);
@@ -152,7 +139,7 @@ class Gatherer {
     if (grad.is_sparse()) throw NotFused("a gradient is sparse");
     check_operand(param, grad, kGradName);
     add_operand(entry, param, grad, kGrad, kGradName);
-    add_state(entry, object, tensor);
+    add_state(entry, found);
     result_.table.entries.push_back(entry);
   }
 
@@ -205,72 +192,64 @@ class Gatherer {
     add_strided(result_.table.strided[entry.strided], param, operand, tensor);
   }
 
-  /// The parameter's state dict, or nullptr. Tensor.__hash__ is id(), so the hash is known and
-  /// the call into Python that a plain lookup would make is saved.
-  PyObject* find_state(PyObject* param) const {
-    PyObject* found = _PyDict_GetItem_KnownHash(state_, param, reinterpret_cast<Py_hash_t>(param));
-    if (found == nullptr && PyErr_Occurred()) throw PythonError();
-    if (found != nullptr && !PyDict_Check(found)) throw NotFused("a parameter's state is no dict");
-    return found;
-  }
-
-  void add_state(TensorEntry& entry, PyObject* object, const at::Tensor& tensor) {
-    PyObject* existing = find_state(object);
+  void add_state(TensorEntry& entry, const FoundParam& found) {
+    const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
     // torch creates all state at once where it keeps a step, else each buffer when it's missing.
-    const bool all_new = existing == nullptr || PyDict_GET_SIZE(existing) == 0;
-    NewState created;
-    created.param = object;
-    created.existing = existing;
+    const bool all_new = found.state == nullptr || PyDict_GET_SIZE(found.state) == 0;
+    const size_t num_new = result_.new_states.size();
     for (int i = 0; i < spec_.num_states; ++i) {
       if (!has_state(variant_, i)) continue;
-      PyObject* value = all_new ? nullptr : PyDict_GetItemWithError(existing, keys_.states[i]);
-      if (value == nullptr && PyErr_Occurred()) throw PythonError();
       const char* name = spec_.states[i].name;
-      const bool missing = value == nullptr || value == Py_None;
-      if (missing && (all_new || !spec_.has_step)) {
+      if (found.values[i] != nullptr && found.values[i] != Py_None) {
+        const c10::TensorImpl& state = state_tensor(found.values[i], name);
+        check_operand(param, state, name);
+        add_operand(entry, param, state, kFirstState + i, name);
+      } else if (all_new || !spec_.has_step) {
+        NewState& created = new_state(found, num_new);
         created.names[created.num_states] = name;
         at::Tensor& zeros = created.tensors[created.num_states++];
-        zeros = at::zeros_like(tensor.detach(), {}, {}, {}, {}, at::MemoryFormat::Preserve);
-        add_operand(entry, *tensor.unsafeGetTensorImpl(), *zeros.unsafeGetTensorImpl(),
-                    kFirstState + i, name);
-        continue;
+        zeros = at::zeros_like(found.tensor->detach(), {}, {}, {}, {}, at::MemoryFormat::Preserve);
+        check_operand(param, *zeros.unsafeGetTensorImpl(), name);
+        add_operand(entry, param, *zeros.unsafeGetTensorImpl(), kFirstState + i, name);
+      } else {
+        fail(name, "is missing from the state");
       }
-      if (missing) fail(name, "is missing from the state");
-      const c10::TensorImpl& state = state_tensor(value, name);
-      check_operand(*tensor.unsafeGetTensorImpl(), state, name);
-      add_operand(entry, *tensor.unsafeGetTensorImpl(), state, kFirstState + i, name);
     }
-    if (spec_.has_step)
-      add_step(created, all_new ? nullptr : existing);
+    if (!spec_.has_step)
+      entry.step = result_.new_states.size() > num_new ? 1 : 2;
+    else if (all_new)
+      add_new_step(new_state(found, num_new));
     else
-      entry.step = created.num_states > 0 ? 1 : 2;
-    if (created.num_states > 0 || created.step.defined())
-      result_.new_states.push_back(std::move(created));
+      add_step(found.step);
+  }
+
+  /// The parameter's entry in the list of new states, made where it has none yet.
+  NewState& new_state(const FoundParam& found, size_t num_before) {
+    if (result_.new_states.size() == num_before) {
+      result_.new_states.emplace_back();
+      result_.new_states.back().param = found.object;
+      result_.new_states.back().existing = found.state;
+    }
+    return result_.new_states.back();
   }
 
   const c10::TensorImpl& state_tensor(PyObject* value, const char* name) const {
     if (!THPVariable_Check(value))
       fail(name, std::string("is no tensor but ") + Py_TYPE(value)->tp_name);
-    if (!THPVariable_CheckExact(value) && Py_TYPE(value) != g_parameter_type)
-      throw NotFused(std::string(name) + " is of a tensor subclass");
+    if (!is_plain_type(value)) throw NotFused(std::string(name) + " is of a tensor subclass");
     return *THPVariable_Unpack(value).unsafeGetTensorImpl();
   }
 
-  void add_step(NewState& created, PyObject* existing) {
-    const auto entry = static_cast<int64_t>(result_.table.entries.size());
-    if (existing == nullptr) {
-      const bool is_double = c10::get_default_dtype_as_scalartype() == c10::ScalarType::Double;
-      created.step = at::zeros({}, is_double ? at::kDouble : at::kFloat);
-      result_.written.push_back(created.step.unsafeGetTensorImpl());
-      result_.steps.push_back(
-          {created.step.data_ptr(), is_double ? DType::Float64 : DType::Float32, entry});
-      return;
-    }
-    PyObject* value = PyDict_GetItemWithError(existing, g_step_key);
-    if (value == nullptr) {
-      if (PyErr_Occurred()) throw PythonError();
-      fail("step", "is missing from the state");
-    }
+  void add_new_step(NewState& created) {
+    const bool is_double = c10::get_default_dtype_as_scalartype() == c10::ScalarType::Double;
+    created.step = at::zeros({}, is_double ? at::kDouble : at::kFloat);
+    result_.written.push_back(created.step.unsafeGetTensorImpl());
+    result_.steps.push_back({created.step.data_ptr(), is_double ? DType::Float64 : DType::Float32,
+                             static_cast<int64_t>(result_.table.entries.size())});
+  }
+
+  void add_step(PyObject* value) {
+    if (value == nullptr) fail("step", "is missing from the state");
     if (!THPVariable_Check(value)) throw NotFused("step is no tensor");
     const c10::TensorImpl& step = state_tensor(value, "step");
     if (!step.is_cpu()) fail("step", "is on " + step.device().str() + ", the parameter on cpu");
@@ -286,7 +265,8 @@ class Gatherer {
     // Powers are computed for whole steps that a double counts exactly; torch's pow takes others.
     if (count > 9e15 || count != std::floor(count)) throw NotFused("step is no whole number");
     result_.written.push_back(const_cast<c10::TensorImpl*>(&step));
-    result_.steps.push_back({data, type == at::kFloat ? DType::Float32 : DType::Float64, entry});
+    result_.steps.push_back({data, type == at::kFloat ? DType::Float32 : DType::Float64,
+                             static_cast<int64_t>(result_.table.entries.size())});
   }
 
   [[noreturn]] void fail(const char* tensor, const std::string& what) const {
@@ -302,70 +282,19 @@ class Gatherer {
   const double grad_multiplier_;
   OverlapCheck overlap_;
   Gathered result_;
+  std::vector<FoundParam> found_;
   Py_ssize_t group_ = 0, index_ = 0;
   Variant variant_ = 0;
 };
-
-void set_tensor(PyObject* dict, PyObject* key, const at::Tensor& tensor) {
-  PyObject* wrapped = THPVariable_Wrap(tensor);
-  const bool failed = wrapped == nullptr || PyDict_SetItem(dict, key, wrapped) < 0;
-  Py_XDECREF(wrapped);
-  if (failed) throw PythonError();
-}
-
-void insert_state(const NewState& created, PyObject* state) {
-  PyObject* dict = created.existing;
-  if (dict != nullptr)
-    Py_INCREF(dict);
-  else
-    dict = PyDict_New();
-  try {
-    if (dict == nullptr) throw PythonError();
-    // `step` comes first, as in torch's own state.
-    if (created.step.defined()) set_tensor(dict, g_step_key, created.step);
-    for (int i = 0; i < created.num_states; ++i) {
-      PyObject* key = PyUnicode_InternFromString(created.names[i]);
-      if (key == nullptr) throw PythonError();
-      set_tensor(dict, key, created.tensors[i]);
-      Py_DECREF(key);
-    }
-    if (created.existing == nullptr && PyDict_SetItem(state, created.param, dict) < 0)
-      throw PythonError();
-  } catch (...) {
-    Py_XDECREF(dict);
-    throw;
-  }
-  Py_DECREF(dict);
-}
 
 }  // namespace
 
 Gathered gather(int rule, PyObject* param_groups, PyObject* state, double grad_multiplier) {
   const at::NoGradGuard no_grad;
+  // Such a mode (FakeTensorMode, tracers, counters) means to see the operations.
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set())
+    throw NotFused("a TorchDispatchMode is active");
   return Gatherer(rule, param_groups, state, grad_multiplier).run();
-}
-
-void commit(Gathered& gathered, PyObject* state) {
-  for (const NewState& created : gathered.new_states) insert_state(created, state);
-  for (const HostStep& step : gathered.steps) {
-    TensorEntry& entry = gathered.table.entries[step.entry];
-    // A step tensor that several parameters share advances once for each, as in torch.
-    entry.step = step.dtype == DType::Float32 ? (*static_cast<float*>(step.data) += 1)
-                                              : (*static_cast<double*>(step.data) += 1);
-  }
-  for (c10::TensorImpl* tensor : gathered.written) tensor->bump_version();
-}
-
-void initialize_gather(PyObject* parameter_type) {
-  g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
-  Py_INCREF(parameter_type);
-  g_params_key = PyUnicode_InternFromString("params");
-  g_step_key = PyUnicode_InternFromString("step");
-  for (int rule = 0; rule < kNumRules; ++rule) {
-    g_rules[rule].hyperparameters = intern_hyperparameters(kRules[rule]);
-    for (int i = 0; i < kRules[rule].num_states; ++i)
-      g_rules[rule].states[i] = PyUnicode_InternFromString(kRules[rule].states[i].name);
-  }
 }
 
 }  // namespace fused_optim

@@ -53,7 +53,4 @@ void commit(Gathered& gathered, PyObject* state);
 
 struct PythonError {};
 
-/// Interns the keys of all rules; `parameter_type` is torch.nn.Parameter.
-void initialize_gather(PyObject* parameter_type);
-
 }  // namespace fused_optim

@@ -12,7 +12,7 @@ from torch.optim import *  # noqa: F403
 
 # Run from the source folder after a plain `pip install .`, this is the source's package, and the
 # compiled extension lies in the installed one.
-__path__ = _pkgutil.extend_path(__path__, __name__)
+__path__ = _pkgutil.extend_path(__path__, __name__)  # noqa: F405
 
 from fused_optim import _extension as _extension  # says why, where the build doesn't fit torch
 from fused_optim._version import __version__

@@ -90,7 +90,11 @@ class FusedOptimizer(_Base):
                 loss = closure()
         defaults = self.defaults
         # The constructor's flags, not the groups': a checkpoint overwrites those.
-        if defaults["foreach"] or defaults.get("fused") is False or defaults["differentiable"]:
+        if (
+            defaults.get("foreach")
+            or defaults.get("fused") is False
+            or defaults.get("differentiable")
+        ):
             self._fallback_reason = "foreach=True, fused=False or differentiable=True was asked for"
             with self._amp_for_torch():
                 self._torch_step(self)

@@ -14,6 +14,9 @@ from twins import SUPPORTED_ISAS
 import fused_optim._C as _C
 from fused_optim import _extension
 
+#: Subject of these is the process: its memory, its libraries, its build. Sanitizers change those.
+pytestmark = pytest.mark.process
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

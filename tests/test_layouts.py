@@ -1,6 +1,8 @@
 """Dense layouts run on the kernels; differing strides give right values; nothing is written
 outside a view."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.nn import Parameter
@@ -199,3 +201,37 @@ def test_inference_tensors_get_torchs_answer(optimizer_class):
         assert (param < 1).all()
     with pytest.raises(RuntimeError, match="[Ii]nference tensor"):
         optimizer.step()
+
+
+def test_dispatch_modes_see_the_operations(optimizer_class):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen = []
+    param, twin = (Parameter(torch.ones(4, dtype=torch.float64)) for _ in range(2))
+    param.grad, twin.grad = (torch.full((4,), 0.5, dtype=torch.float64) for _ in range(2))
+    ours = optimizer_class([param])
+    with Recorder():
+        ours.step()
+    assert seen and "TorchDispatchMode" in ours._fallback_reason
+    optimizer_class([twin]).step()
+    assert_same_values([param], [twin])
+
+
+def test_fake_tensors(optimizer_class):
+    """As swap_in_optimizer_params_and_state uses them for tracing: shapes only, no memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        param = Parameter(mode.from_tensor(torch.ones(4)))
+        param.grad = mode.from_tensor(torch.ones(4))
+        optimizer = optimizer_class(
+            [param], **({"momentum": 0.9} if "SGD" in str(optimizer_class) else {})
+        )
+        with contextlib.suppress(Exception):  # torch's for-loop needs the value of `step`
+            optimizer.step()
+    assert optimizer._fallback_reason is not None

@@ -1,0 +1,129 @@
+#include "lookup.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "gather.h"
+#include "rules/registry.h"
+
+namespace fused_optim {
+namespace {
+
+RuleKeys g_rules[kNumRules];
+PyObject* g_params_key;
+PyObject* g_step_key;
+PyTypeObject* g_parameter_type;
+
+template <class T>
+void prefetch(const T* object) {
+  const char* line = reinterpret_cast<const char*>(object);
+  for (size_t offset = 0; offset < sizeof(T); offset += 64) __builtin_prefetch(line + offset);
+}
+
+PyObject* get(PyObject* dict, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(dict, key);
+  if (value == nullptr && PyErr_Occurred()) throw PythonError();
+  return value;
+}
+
+/// The parameter's state dict, or nullptr. Tensor.__hash__ is id(), so the hash is known and the
+/// call into Python that a plain lookup would make is saved.
+PyObject* find_state(PyObject* states, PyObject* param) {
+  PyObject* found = _PyDict_GetItem_KnownHash(states, param, reinterpret_cast<Py_hash_t>(param));
+  if (found == nullptr && PyErr_Occurred()) throw PythonError();
+  if (found != nullptr && !PyDict_Check(found)) throw NotFused("a parameter's state is no dict");
+  return found;
+}
+
+void find_values(const RuleSpec& rule, const RuleKeys& keys, Variant variant, FoundParam& param) {
+  if (param.state == nullptr || PyDict_GET_SIZE(param.state) == 0) return;
+  for (int i = 0; i < rule.num_states; ++i) {
+    if (!has_state(variant, i)) continue;
+    param.values[i] = get(param.state, keys.states[i]);
+    if (param.values[i] != nullptr) __builtin_prefetch(param.values[i]);
+  }
+  if (!rule.has_step) return;
+  param.step = get(param.state, g_step_key);
+  if (param.step != nullptr) __builtin_prefetch(param.step);
+}
+
+/// Calls visit(TensorImpl) for each state and step that is a plain tensor.
+template <class Visit>
+void for_each_state(const FoundParam& param, Visit visit) {
+  for (PyObject* value : param.values)
+    if (value != nullptr && is_plain_type(value))
+      visit(*THPVariable_Unpack(value).unsafeGetTensorImpl());
+  if (param.step != nullptr && is_plain_type(param.step))
+    visit(*THPVariable_Unpack(param.step).unsafeGetTensorImpl());
+}
+
+void prefetch_storage(const c10::TensorImpl& tensor) {
+  const c10::Storage& storage = tensor.unsafe_storage();
+  if (storage) prefetch(storage.unsafeGetStorageImpl());
+}
+
+}  // namespace
+
+const RuleKeys& keys_of(int rule) {
+  return g_rules[rule];
+}
+PyObject* params_key() {
+  return g_params_key;
+}
+PyObject* step_key() {
+  return g_step_key;
+}
+
+bool is_plain_type(PyObject* object) {
+  return Py_TYPE(object) == g_parameter_type || THPVariable_CheckExact(object);
+}
+
+void find_batch(const RuleSpec& rule, const RuleKeys& keys, PyObject* states, Variant variant,
+                PyObject* const* params, Py_ssize_t first, Py_ssize_t count,
+                std::vector<FoundParam>& found) {
+  const c10::TensorImpl* tensors[kBatch];
+  for (Py_ssize_t i = 0; i < count; ++i) __builtin_prefetch(params[i]);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!is_plain_type(params[i]))
+      throw NotFused("a parameter is of another type than Tensor and Parameter");
+    tensors[i] = THPVariable_Unpack(params[i]).unsafeGetTensorImpl();
+    prefetch(tensors[i]);
+  }
+  found.clear();
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (tensors[i]->autograd_meta() != nullptr) __builtin_prefetch(tensors[i]->autograd_meta());
+    prefetch_storage(*tensors[i]);
+  }
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const at::Tensor& grad = tensors[i]->grad();
+    if (!grad.defined()) continue;
+    prefetch(grad.unsafeGetTensorImpl());
+    FoundParam param{};
+    param.object = params[i];
+    param.index = first + i;
+    param.tensor = &THPVariable_Unpack(params[i]);
+    param.grad = grad.unsafeGetTensorImpl();
+    param.state = find_state(states, params[i]);
+    if (param.state != nullptr) __builtin_prefetch(param.state);
+    found.push_back(param);
+  }
+  for (FoundParam& param : found) find_values(rule, keys, variant, param);
+  for (const FoundParam& param : found) {
+    prefetch_storage(*param.grad);
+    for_each_state(param, [](const c10::TensorImpl& tensor) { prefetch(&tensor); });
+  }
+  for (const FoundParam& param : found) for_each_state(param, prefetch_storage);
+}
+
+void initialize_lookup(PyObject* parameter_type) {
+  g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
+  Py_INCREF(parameter_type);
+  g_params_key = PyUnicode_InternFromString("params");
+  g_step_key = PyUnicode_InternFromString("step");
+  for (int rule = 0; rule < kNumRules; ++rule) {
+    g_rules[rule].hyperparameters = intern_hyperparameters(kRules[rule]);
+    for (int i = 0; i < kRules[rule].num_states; ++i)
+      g_rules[rule].states[i] = PyUnicode_InternFromString(kRules[rule].states[i].name);
+  }
+}
+
+}  // namespace fused_optim
