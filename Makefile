@@ -34,7 +34,7 @@ SANITIZERS := env PYTHONPATH=$(SANITIZED)/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_
   LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)"
 sanitize: $(VENV)/.installed
 	FUSED_OPTIM_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED)/temp --build-lib $(SANITIZED)/lib
-	cd tests && $(SANITIZERS) $(CURDIR)/$(BIN)/python -c "import fused_optim._C as c; assert 'sanitize' in c.__file__, c.__file__"
+	cd tests && $(SANITIZERS) $(abspath $(BIN))/python -c "import fused_optim._C as c; assert 'sanitize' in c.__file__, c.__file__"
 	$(SANITIZERS) $(BIN)/pytest -m "not process"
 
 $(VENV)/.torch:
