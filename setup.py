@@ -73,6 +73,7 @@ def extension() -> Extension:
 
 
 setup(
+    license="MIT",  # here, because setuptools before 77 and after disagree about pyproject.toml
     ext_modules=[extension()],
     cmdclass={"build_ext": cpp_extension.BuildExtension, "build_py": BuildPy},
 )

@@ -166,13 +166,13 @@ def plot_bandwidth(path: pathlib.Path, results: list[Result], info: dict[str, An
     figure, axis = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.8))
     labels = [f"{r.optimizer}, {r.workload}" for r in rows]
     drawn = axis.barh(labels, [100 * (r.roof_share or 0) for r in rows], color="#d9822b")
-    axis.bar_label(drawn, [f"{r.bandwidth / 1e9:.0f} GB/s" for r in rows], padding=3, fontsize=8)
+    labels = [f"{r.bandwidth / 1e9:.0f} GB/s" for r in rows]
+    axis.bar_label(drawn, labels, label_type="center", fontsize=8, color="white")
     axis.axvline(100, color="black", linewidth=0.8, linestyle="--")
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("bandwidth in % of an in-place mul_ over as many bytes")
-    axis.margins(x=0.12)
     axis.spines[["top", "right"]].set_visible(False)
     figure.text(0.5, 0.01, describe(info), ha="center", fontsize=7, color="#555555")
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=130)
     plt.close(figure)
