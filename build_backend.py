@@ -18,6 +18,14 @@ NO_TORCH = (
     "uv and build compile in an environment of their own: give them --no-build-isolation too."
 )
 
+OLD_SETUPTOOLS = (
+    "fused_optim: the build needs setuptools 70.1 or newer, and with --no-build-isolation it takes "
+    "the environment's.\nRun: pip install --upgrade 'setuptools>=70.1' ninja"
+)
+
+if importlib.util.find_spec("setuptools.command.bdist_wheel") is None:
+    sys.exit(OLD_SETUPTOOLS)
+
 
 def import_torch() -> types.ModuleType:
     """The torch to compile against; ends with one message where there is none."""
