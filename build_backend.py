@@ -15,7 +15,8 @@ from setuptools.build_meta import __all__  # noqa: F401
 NO_TORCH = (
     "fused_optim: the build needs torch, and this environment has none.\n"
     "Install torch first (pip install torch), then run: pip install --no-build-isolation .\n"
-    "uv and build compile in an environment of their own: give them --no-build-isolation too."
+    "uv and build compile in an environment of their own, without it: give them "
+    "--no-build-isolation (uv) or --no-isolation (build)."
 )
 
 OLD_SETUPTOOLS = (

@@ -111,7 +111,9 @@ def test_sdist_has_every_source(tmp_path):
 def test_build_without_torch_is_one_message():
     result = subprocess.run(
         [sys.executable, "-S", "-c",
-         "import sys, types\n"
+         "import importlib.util, sys, types\n"
+         "find = importlib.util.find_spec\n"
+         "importlib.util.find_spec = lambda n: n if n.startswith('setuptools') else find(n)\n"
          "sys.modules['setuptools'] = types.ModuleType('setuptools')\n"
          "meta = types.ModuleType('setuptools.build_meta'); meta.__all__ = []\n"
          "sys.modules['setuptools.build_meta'] = meta\n"
@@ -121,6 +123,19 @@ def test_build_without_torch_is_one_message():
     )  # fmt: skip
     assert result.returncode == 1
     assert "needs torch" in result.stderr and "--no-build-isolation" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_build_with_an_old_setuptools_is_one_message():
+    result = subprocess.run(
+        [sys.executable, "-c",
+         "import importlib.util\n"
+         "importlib.util.find_spec = lambda name: None\n"
+         "import build_backend"],
+        capture_output=True, text=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "needs setuptools 70.1" in result.stderr
     assert "Traceback" not in result.stderr
 
 
