@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/COW.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -98,10 +99,10 @@ class Gatherer {
 
   void add_group(PyObject* group) {
     PyObject* params = params_of(group);
-    const Py_ssize_t size = PyList_GET_SIZE(params);
-    if (size == 0) return;
+    if (PyList_GET_SIZE(params) == 0) return;
     result_.table.rows.push_back(read_row(group, keys_.hyperparameters, spec_, grad_multiplier_));
     variant_ = variant_of(result_.table.rows.back());
+    const Py_ssize_t size = PyList_GET_SIZE(params);
     for (Py_ssize_t first = 0; first < size; first += kBatch) {
       find_batch(spec_, keys_, state_, variant_, PySequence_Fast_ITEMS(params) + first, first,
                  std::min(kBatch, size - first), found_);
@@ -174,6 +175,8 @@ class Gatherer {
     const auto item = static_cast<int64_t>(tensor.dtype().itemsize());
     if (static_cast<uint64_t>(end * item) > storage.nbytes())
       fail(name, "reaches beyond its storage");
+    if (name != kGradName && c10::impl::cow::is_cow_data_ptr(storage.data_ptr()))
+      throw NotFused(std::string(name) + " shares its memory until it is written");
     if (tensor.numel() == 0) return nullptr;
     overlap_.add(storage.data());
     return static_cast<char*>(const_cast<void*>(storage.data())) + tensor.storage_offset() * item;

@@ -144,6 +144,27 @@ def test_overlapping_memory_takes_torchs_order(optimizer_class, kind):
     assert torch.equal(buffer, twin)
 
 
+@pytest.mark.parametrize("which", ["param", "state"])
+def test_lazy_clones_do_not_share_a_write(optimizer_class, which):
+    """A copy-on-write clone has its original's memory until somebody writes through torch."""
+    options = next(o for c, o in reversed(CASES) if c is optimizer_class)
+    original = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    before = original.clone()
+    lazy = torch._lazy_clone(original)
+    param = (lazy if which == "param" else torch.ones_like(original)).requires_grad_()
+    optimizer = optimizer_class([param], **options)
+    param.grad = torch.ones(20, dtype=torch.float64)
+    if which == "state":
+        optimizer.step()
+        key = next(k for k in optimizer.state[param] if k != "step")
+        optimizer.state[param][key] = lazy
+    optimizer.step()
+    assert torch.equal(original, before)
+    assert "shares its memory" in optimizer._fallback_reason
+    optimizer.step()
+    assert optimizer._fallback_reason is None
+
+
 def test_scalar_and_empty_tensors(optimizer_class):
     params = [Parameter(torch.tensor(2.0)), Parameter(torch.empty(0, 3)), Parameter(torch.ones(1))]
     twins = copies(params)
