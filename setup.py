@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent
 # Contraction is off, so that every instruction set and device gives the same bits; without
 # -fno-math-errno and -fno-trapping-math (neither changes a value) nothing vectorises.
 CXX_FLAGS = [
-    *("-O3", "-std=c++17", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"),
+    *("-O3", "-std=c++20", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"),
 ]
 # torch's headers are not ours to warn about.
