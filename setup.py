@@ -57,7 +57,7 @@ class BuildPy(build_py):
 
 
 def extension() -> Extension:
-    cpp = sources("*.cpp") + sources("cpu/*.cpp")
+    cpp = sources("*.cpp") + sources("cpu/*.cpp") + sources("cuda/*.cpp")
     flags, link_flags = CXX_FLAGS + SYSTEM_INCLUDES, []
     if os.environ.get("FUSED_OPTIM_SANITIZE") == "1":
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

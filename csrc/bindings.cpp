@@ -8,6 +8,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cuda/host_run.h"
 #include "gather.h"
 #include "hyperparameters.h"
 #include "launch.h"
@@ -73,6 +74,29 @@ py::object step(int rule, const py::object& param_groups, const py::object& stat
   }
 }
 
+/// Steps through the CUDA kernels' body on the host, with AMP's tensors and float32 step counters
+/// read and advanced by the kernels, as on a device. Returns the number of launches.
+int step_on_host(int rule, const py::object& param_groups, const py::object& state,
+                 const py::object& grad_scale, const py::object& found_inf, uint32_t blocks,
+                 uint32_t threads) {
+  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+  const auto address = [](const py::object& tensor) {
+    return tensor.is_none() ? nullptr : THPVariable_Unpack(tensor.ptr()).const_data_ptr<float>();
+  };
+  const cuda::AmpPointers amp{address(grad_scale), address(found_inf)};
+  Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), 1.0);
+  for (const HostStep& step : gathered.steps)
+    if (step.dtype == DType::Float32)
+      gathered.table.entries[step.entry].device_step = static_cast<float*>(step.data);
+  std::erase_if(gathered.steps, [](const HostStep& s) { return s.dtype == DType::Float32; });
+  commit(gathered, state.ptr());
+  int launches = 0;
+  for_each_bucket(gathered.table, [&](const Bucket& bucket) {
+    launches += cuda::run_on_host(bucket, amp, blocks, threads);
+  });
+  return launches;
+}
+
 py::list rules() {
   py::list list;
   for (const RuleSpec& spec : kRules) {
@@ -99,6 +123,8 @@ PYBIND11_MODULE(_C, m) {
   initialize_lookup(py::module_::import("torch.nn").attr("Parameter").ptr());
   m.def("step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("grad_scale"), py::arg("found_inf"));
+  m.def("step_on_host", &step_on_host, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
+        py::arg("grad_scale"), py::arg("found_inf"), py::arg("blocks"), py::arg("threads"));
   m.def("rules", &rules);
   m.def("built_isas", &cpu::built_isas);
   m.def("isa", [] { return std::string(cpu::isa_name(cpu::current_isa())); });

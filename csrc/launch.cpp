@@ -11,12 +11,12 @@ bool same_bucket(const TensorEntry& a, const TensorEntry& b) {
 
 }  // namespace
 
-void launch(const TensorTable& table) {
+void for_each_bucket(const TensorTable& table, const std::function<void(const Bucket&)>& apply) {
   std::vector<const TensorEntry*> waiting, bucket, others;
   std::vector<int64_t> ends;
   waiting.reserve(table.entries.size());
   for (const TensorEntry& entry : table.entries)
-    if (entry.numel > 0) waiting.push_back(&entry);
+    if (entry.numel > 0 || entry.device_step != nullptr) waiting.push_back(&entry);
 
   while (!waiting.empty()) {
     bucket.clear();
@@ -31,9 +31,13 @@ void launch(const TensorTable& table) {
       bucket.push_back(entry);
       ends.push_back(total += entry->numel);
     }
-    cpu::apply({&table, bucket.data(), ends.data(), static_cast<int64_t>(bucket.size())});
+    apply({&table, bucket.data(), ends.data(), static_cast<int64_t>(bucket.size())});
     waiting.swap(others);
   }
+}
+
+void launch(const TensorTable& table) {
+  for_each_bucket(table, cpu::apply);
 }
 
 }  // namespace fused_optim

@@ -1,9 +1,14 @@
 // From a TensorTable to kernels: one launch for each (device, dtype, rule variant).
 #pragma once
 
+#include <functional>
+
 #include "table.h"
 
 namespace fused_optim {
+
+/// Calls apply(bucket) for each set of tensors that one launch can serve.
+void for_each_bucket(const TensorTable& table, const std::function<void(const Bucket&)>& apply);
 
 /// Runs the step that the table describes. Every entry is checked already.
 void launch(const TensorTable& table);

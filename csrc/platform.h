@@ -10,3 +10,10 @@
 // Rules are compiled once, for the baseline instruction set, and must be inlined into each
 // engine's loop to be vectorised there for that loop's instruction set.
 #define FUSED_OPTIM_INLINE FUSED_OPTIM_HOST_DEVICE __attribute__((always_inline)) inline
+
+// Arrays that hold registers must be indexed by constants: loops over them are unrolled whole.
+#if defined(__CUDA_ARCH__)
+#define FUSED_OPTIM_UNROLL _Pragma("unroll")
+#else
+#define FUSED_OPTIM_UNROLL
+#endif

@@ -46,9 +46,10 @@ struct StridedLayout {
 struct TensorEntry {
   void* operands[kMaxOperands];
   int64_t numel;
-  double step;      // after the increment of this step
-  int32_t row;      // into TensorTable::rows
-  int32_t strided;  // into TensorTable::strided, or -1
+  double step;         // after the increment of this step; not read where device_step is set
+  float* device_step;  // the counter where it lives on the device, else nullptr
+  int32_t row;         // into TensorTable::rows
+  int32_t strided;     // into TensorTable::strided, or -1
   Device device;
   DType dtype;
   uint8_t variant;

@@ -1,0 +1,13 @@
+// The CUDA kernels, run on the host: every thread of every block, one after the other.
+#pragma once
+
+#include "../table.h"
+#include "pack.h"
+
+namespace fused_optim::cuda {
+
+/// Does on host memory what a launch of this shape does on the device. For tests, which thereby
+/// check the kernels' arithmetic and indexing where there is no GPU. Returns the launches.
+int run_on_host(const Bucket& bucket, const AmpPointers& amp, uint32_t blocks, uint32_t threads);
+
+}  // namespace fused_optim::cuda

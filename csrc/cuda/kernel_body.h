@@ -1,0 +1,199 @@
+// What one thread of one block does in a step: plain C++ that runs on the device and on the host.
+#pragma once
+
+#include "../rules/rule.h"
+#include "kernel_table.h"
+
+namespace fused_optim::cuda {
+
+/// Threads of a block: with 256, every kernel's packs stay in registers (compiled for sm_90).
+constexpr uint32_t kThreads = 256;
+
+/// A thread's place in the launch.
+struct Place {
+  uint32_t block, thread, num_blocks, num_threads;
+};
+
+constexpr int count_states(Variant variant) {
+  int count = 0;
+  for (; variant != 0; variant >>= 1) count += variant & 1u;
+  return count;
+}
+
+template <class Rule, Variant variant, class Storage>
+class StepKernel {
+ public:
+  /// Operands of an entry: the parameter, the gradient and the states that are on.
+  static constexpr int kOperands = 2 + count_states(variant);
+
+  /// Every element of every entry belongs to exactly one thread of the launch.
+  FUSED_OPTIM_HOST_DEVICE static void run(const Place& place, const KernelTable& table) {
+    if (table.found_inf != nullptr && *table.found_inf != 0.0f) return;
+    StepKernel kernel;
+    for (uint32_t chunk = place.block; chunk < table.num_chunks; chunk += place.num_blocks) {
+      const uint32_t index = find_entry(table, chunk);
+      const EntryView entry = entry_at(table, index);
+      const uint32_t first_chunk = index == 0 ? 0 : entry_at(table, index - 1).chunk_end();
+      const int64_t begin = (chunk - first_chunk) * kChunk;
+      const int64_t rest = entry.numel() - begin;
+      kernel.prepare(table, entry);
+      kernel.step_chunk(place, table, entry, begin, rest < kChunk ? rest : kChunk);
+    }
+  }
+
+  /// Advances the step counters on the device: for one block, after all blocks have run.
+  FUSED_OPTIM_HOST_DEVICE static void advance_steps(uint32_t thread, uint32_t num_threads,
+                                                    const KernelTable& table) {
+    if (table.found_inf != nullptr && *table.found_inf != 0.0f) return;
+    for (uint32_t i = thread; i < table.num_entries; i += num_threads) {
+      const EntryView entry = entry_at(table, i);
+      if (entry.flags() & EntryView::kDeviceStep) *entry.device_step() += 1.0f;
+    }
+  }
+
+ private:
+  using T = opmath_t<Storage>;
+  static constexpr int kStates = num_states<Rule>;
+  static constexpr int kHyperparameters = sizeof(typename Rule::Hyperparameters) / sizeof(double);
+  static constexpr int kPerPack = 16 / sizeof(Storage);
+  /// Packs a thread loads before it computes: with two operands or more, four loads in flight.
+  static constexpr int kUnroll = 2;
+
+  struct alignas(16) Pack {
+    Storage values[kPerPack];
+  };
+
+  static constexpr int state_operand(int state) {
+    return 2 + count_states(variant & ((1u << state) - 1u));
+  }
+
+  FUSED_OPTIM_INLINE static EntryView entry_at(const KernelTable& table, uint32_t index) {
+    return {table.words + table.first_entry + index * EntryView::size(kOperands), kOperands};
+  }
+
+  /// The entry whose chunks contain this one.
+  FUSED_OPTIM_INLINE static uint32_t find_entry(const KernelTable& table, uint32_t chunk) {
+    uint32_t low = 0, high = table.num_entries - 1;
+    while (low < high) {
+      const uint32_t middle = (low + high) / 2;
+      if (entry_at(table, middle).chunk_end() > chunk)
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    return low;
+  }
+
+  /// What is the same for all elements of the entry; kept for as long as row and step are.
+  FUSED_OPTIM_INLINE void prepare(const KernelTable& table, const EntryView& entry) {
+    const double step = entry.step();
+    if (entry.row() == row_ && step == step_) return;
+    row_ = entry.row();
+    step_ = step;
+    const RowView row{table.words + row_ * RowView::size(kHyperparameters)};
+    double values[kHyperparameters];
+    FUSED_OPTIM_UNROLL
+    for (int i = 0; i < kHyperparameters; ++i) values[i] = row.value(i);
+    typename Rule::Hyperparameters hyperparameters;
+    memcpy(&hyperparameters, values, sizeof(hyperparameters));
+    scalars_ = Rule::template scalars<T>(hyperparameters, step);
+    const double scale = table.grad_scale == nullptr ? 1.0 : static_cast<double>(*table.grad_scale);
+    grad_multiplier_ = static_cast<T>(row.grad_multiplier() / scale);
+  }
+
+  FUSED_OPTIM_INLINE void step_chunk(const Place& place, const KernelTable& table,
+                                     const EntryView& entry, int64_t begin, int64_t count) const {
+    int64_t done = 0;
+    if (entry.flags() & EntryView::kAligned) {
+      const int64_t packs = count / kPerPack;
+      step_packs(place, entry, begin, packs);
+      done = packs * kPerPack;
+    }
+    const LayoutView layout{table.words + entry.layout()};
+    for (int64_t i = done + place.thread; i < count; i += place.num_threads) {
+      Storage* elements[kOperands];
+      FUSED_OPTIM_UNROLL
+      for (int k = 0; k < kOperands; ++k) {
+        const int64_t offset = entry.layout() ? layout.offset(k, begin + i) : begin + i;
+        elements[k] = static_cast<Storage*>(entry.operand(k)) + offset;
+      }
+      Storage values[kOperands];
+      FUSED_OPTIM_UNROLL
+      for (int k = 0; k < kOperands; ++k) values[k] = *elements[k];
+      step_element(values);
+      FUSED_OPTIM_UNROLL
+      for (int k = 0; k < kOperands; ++k)
+        if (k != 1) *elements[k] = values[k];
+    }
+  }
+
+  /// 16 bytes at a time: all loads of kUnroll packs, then the arithmetic, then the stores.
+  FUSED_OPTIM_INLINE void step_packs(const Place& place, const EntryView& entry, int64_t begin,
+                                     int64_t count) const {
+    Pack* packs[kOperands];
+    FUSED_OPTIM_UNROLL
+    for (int k = 0; k < kOperands; ++k)
+      packs[k] = reinterpret_cast<Pack*>(static_cast<Storage*>(entry.operand(k)) + begin);
+    const int64_t stride = place.num_threads;
+    for (int64_t i = place.thread; i < count; i += kUnroll * stride) {
+      Pack loaded[kUnroll][kOperands];
+      FUSED_OPTIM_UNROLL
+      for (int u = 0; u < kUnroll; ++u) FUSED_OPTIM_UNROLL
+      for (int k = 0; k < kOperands; ++k)
+        if (i + u * stride < count) loaded[u][k] = load(packs[k] + i + u * stride);
+      FUSED_OPTIM_UNROLL
+      for (int u = 0; u < kUnroll; ++u) {
+        if (i + u * stride >= count) break;
+        FUSED_OPTIM_UNROLL
+        for (int v = 0; v < kPerPack; ++v) {
+          Storage values[kOperands];
+          FUSED_OPTIM_UNROLL
+          for (int k = 0; k < kOperands; ++k) values[k] = loaded[u][k].values[v];
+          step_element(values);
+          FUSED_OPTIM_UNROLL
+          for (int k = 0; k < kOperands; ++k) loaded[u][k].values[v] = values[k];
+        }
+        FUSED_OPTIM_UNROLL
+        for (int k = 0; k < kOperands; ++k)
+          if (k != 1) store(packs[k] + i + u * stride, loaded[u][k]);
+      }
+    }
+  }
+
+  FUSED_OPTIM_INLINE void step_element(Storage (&values)[kOperands]) const {
+    T param = to_opmath(values[0]);
+    T state[kStates] = {};
+    FUSED_OPTIM_UNROLL
+    for (int i = 0; i < kStates; ++i)
+      if (has_state(variant, i)) state[i] = to_opmath(values[state_operand(i)]);
+    Rule::template update<variant, T>(param, to_opmath(values[1]) * grad_multiplier_, state,
+                                      scalars_);
+    values[0] = to_storage<Storage>(param);
+    FUSED_OPTIM_UNROLL
+    for (int i = 0; i < kStates; ++i)
+      if (has_state(variant, i)) values[state_operand(i)] = to_storage<Storage>(state[i]);
+  }
+
+  FUSED_OPTIM_INLINE static Pack load(const Pack* from) {
+#if defined(__CUDA_ARCH__)
+    return bits_as<Pack>(*reinterpret_cast<const uint4*>(from));
+#else
+    return *from;
+#endif
+  }
+
+  FUSED_OPTIM_INLINE static void store(Pack* to, const Pack& pack) {
+#if defined(__CUDA_ARCH__)
+    *reinterpret_cast<uint4*>(to) = bits_as<uint4>(pack);
+#else
+    *to = pack;
+#endif
+  }
+
+  uint32_t row_ = ~0u;
+  double step_ = -1.0;
+  T grad_multiplier_{};
+  typename Rule::template Scalars<T> scalars_{};
+};
+
+}  // namespace fused_optim::cuda

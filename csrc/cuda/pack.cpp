@@ -1,0 +1,123 @@
+#include "pack.h"
+
+#include <cstring>
+
+#include "../rules/registry.h"
+
+namespace fused_optim::cuda {
+namespace {
+
+/// Collects rows, entries and layouts of one launch until its words are used up.
+class Packer {
+ public:
+  Packer(const Bucket& bucket, const AmpPointers& amp)
+      : bucket_(bucket), spec_(kRules[bucket.table->rule]), amp_(amp) {
+    for (int i = 0; i < kMaxOperands; ++i)
+      if (i < kFirstState || has_state(bucket.first().variant, i - kFirstState))
+        operands_.push_back(i);
+  }
+
+  std::vector<KernelTable> run() {
+    for (int64_t i = 0; i < bucket_.num_entries; ++i) add(*bucket_.entries[i]);
+    flush();
+    return std::move(tables_);
+  }
+
+ private:
+  int num_operands() const { return static_cast<int>(operands_.size()); }
+
+  void add(const TensorEntry& entry) {
+    const std::vector<uint64_t> layout = layout_words(entry);
+    const size_t row = last_row_ == entry.row ? 0 : RowView::size(spec_.num_hyperparameters);
+    const size_t needed = row + EntryView::size(num_operands()) + layout.size();
+    if (rows_.size() + entries_.size() + layouts_.size() + needed > KernelTable::kWords) flush();
+    if (last_row_ != entry.row) add_row(entry.row);
+
+    const uint64_t begin = entries_.size();
+    uint32_t flags = entry.strided < 0 ? EntryView::kAligned : 0;
+    for (int operand : operands_) {
+      const auto address = reinterpret_cast<uint64_t>(entry.operands[operand]);
+      if (address % 16 != 0) flags &= ~EntryView::kAligned;
+      entries_.push_back(address);
+    }
+    entries_.push_back(entry.device_step != nullptr ? reinterpret_cast<uint64_t>(entry.device_step)
+                                                    : bits_as<uint64_t>(entry.step));
+    if (entry.device_step != nullptr) flags |= EntryView::kDeviceStep;
+    entries_.push_back(static_cast<uint64_t>(entry.numel));
+    chunks_ += static_cast<uint32_t>((entry.numel + kChunk - 1) / kChunk);
+    // The layout's word is known once rows and entries have their places.
+    entries_.push_back(EntryView::pack(chunks_, num_rows_ - 1, flags, 0));
+    if (!layout.empty()) strided_.push_back({begin + num_operands() + 2, layouts_.size()});
+    layouts_.insert(layouts_.end(), layout.begin(), layout.end());
+  }
+
+  void add_row(int32_t index) {
+    const HyperparameterRow& row = bucket_.table->rows[index];
+    rows_.push_back(bits_as<uint64_t>(row.grad_multiplier));
+    rows_.push_back(0);  // all values are the host's
+    for (int i = 0; i < spec_.num_hyperparameters; ++i)
+      rows_.push_back(bits_as<uint64_t>(row.values[i]));
+    last_row_ = index;
+    ++num_rows_;
+  }
+
+  std::vector<uint64_t> layout_words(const TensorEntry& entry) const {
+    if (entry.strided < 0) return {};
+    const StridedLayout& layout = bucket_.table->strided[entry.strided];
+    const size_t dims = layout.sizes.size();
+    std::vector<uint64_t> words{dims};
+    words.insert(words.end(), layout.sizes.begin(), layout.sizes.end());
+    for (int operand : operands_) {
+      std::vector<int64_t> strides = layout.strides[operand];
+      if (strides.empty()) {  // it lies as the parameter does: dense in this very order
+        strides.assign(dims, 1);
+        for (size_t dim = dims - 1; dim-- > 0;)
+          strides[dim] = strides[dim + 1] * layout.sizes[dim + 1];
+      }
+      words.insert(words.end(), strides.begin(), strides.end());
+    }
+    return words;
+  }
+
+  void flush() {
+    if (entries_.empty()) return;
+    const auto layouts_at = static_cast<uint64_t>(rows_.size() + entries_.size());
+    for (const auto& [word, offset] : strided_) entries_[word] |= (layouts_at + offset) << 52;
+    KernelTable& table = tables_.emplace_back();
+    table.found_inf = amp_.found_inf;
+    table.grad_scale = amp_.grad_scale;
+    table.num_entries = static_cast<uint32_t>(entries_.size() / EntryView::size(num_operands()));
+    table.num_chunks = chunks_;
+    table.first_entry = static_cast<uint32_t>(rows_.size());
+    uint64_t* words = table.words;
+    for (auto* part : {&rows_, &entries_, &layouts_}) {
+      words = std::copy(part->begin(), part->end(), words);
+      part->clear();
+    }
+    strided_.clear();
+    last_row_ = -1;
+    num_rows_ = chunks_ = 0;
+  }
+
+  struct StridedEntry {
+    uint64_t word, offset;
+  };
+
+  const Bucket& bucket_;
+  const RuleSpec& spec_;
+  const AmpPointers amp_;
+  std::vector<int> operands_;
+  std::vector<uint64_t> rows_, entries_, layouts_;
+  std::vector<StridedEntry> strided_;
+  std::vector<KernelTable> tables_;
+  int32_t last_row_ = -1;
+  uint32_t num_rows_ = 0, chunks_ = 0;
+};
+
+}  // namespace
+
+std::vector<KernelTable> pack(const Bucket& bucket, const AmpPointers& amp) {
+  return Packer(bucket, amp).run();
+}
+
+}  // namespace fused_optim::cuda

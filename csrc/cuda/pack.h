@@ -1,0 +1,20 @@
+// From a bucket to kernel tables: as many tensors in each as its bytes hold.
+#pragma once
+
+#include <vector>
+
+#include "../table.h"
+#include "kernel_table.h"
+
+namespace fused_optim::cuda {
+
+/// AMP's two tensors, read by the kernel: addresses on the device, or nullptr.
+struct AmpPointers {
+  const float* grad_scale = nullptr;
+  const float* found_inf = nullptr;
+};
+
+/// The tables of the launches that step this bucket, in order.
+std::vector<KernelTable> pack(const Bucket& bucket, const AmpPointers& amp);
+
+}  // namespace fused_optim::cuda

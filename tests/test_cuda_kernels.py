@@ -1,0 +1,197 @@
+"""The CUDA kernels' body, run on the host: every thread of every block, against the CPU engine."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+from twins import CASES, case_id, copies, same_bits, set_grads
+
+import fused_optim
+import fused_optim._C as _C
+
+ROOT = pathlib.Path(__file__).parents[1]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+#: Ragged in every way: around a pack of 16 bytes, around a chunk of 32,768 elements, empty.
+SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 100, 1001, 32_767, 32_768, 32_769, 70_001]
+LAUNCHES = [(1, 1), (3, 32), (132, 7)]
+
+
+def make(size, dtype, offset, seed):
+    whole = torch.zeros(size + offset, dtype=dtype)
+    values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    whole[offset:] = values.to(dtype)
+    return whole[offset:].detach().requires_grad_()
+
+
+def kernel_step(optimizer, blocks, threads, grad_scale=None, found_inf=None):
+    return _C.step_on_host(
+        optimizer._rule,
+        optimizer.param_groups,
+        optimizer.state,
+        grad_scale,
+        found_inf,
+        blocks,
+        threads,
+    )
+
+
+def assert_same(ours, theirs, our_params, their_params):
+    for p, q in zip(our_params, their_params, strict=True):
+        assert same_bits(p.detach(), q.detach())
+        assert ours.state[p].keys() == theirs.state[q].keys()
+        for key, value in ours.state[p].items():
+            assert same_bits(value, theirs.state[q][key]), key
+
+
+@pytest.mark.parametrize("launch", LAUNCHES, ids=str)
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_bitwise_the_cpu_engines_result(case, dtype, offset, launch):
+    """One result everywhere: sizes, alignment and launch shape don't show."""
+    cls, options = case
+    params = [make(size, dtype, offset, seed=size) for size in SIZES]
+    others = copies(params)
+    kernel, cpu = cls(params, **options), cls(others, **options)
+    for seed in range(2):
+        set_grads(params, others, seed=seed)
+        assert kernel_step(kernel, *launch) == 1
+        cpu.step()
+        assert_same(kernel, cpu, params, others)
+
+
+@pytest.mark.parametrize("count", [1, 2, 585, 3000])
+@pytest.mark.parametrize("groups", [1, 40])
+def test_many_tensors_and_groups(optimizer_class, count, groups):
+    """More tensors than one table holds take more launches, and no tensor is lost."""
+    params = [make(1 + i % 13, torch.float32, 0, seed=i) for i in range(count)]
+    others = copies(params)
+
+    def split(p):
+        parts = [p[i::groups] for i in range(groups)]
+        return [{"params": part, "lr": 0.1 / (i + 1)} for i, part in enumerate(parts) if part]
+
+    kernel, cpu = optimizer_class(split(params)), optimizer_class(split(others))
+    for seed in range(2):
+        set_grads(params, others, seed=seed)
+        launches = kernel_step(kernel, 5, 8)
+        cpu.step()
+    assert_same(kernel, cpu, params, others)
+    assert (launches > 1) == (count == 3000 or (count == 585 and launches > 1))
+    assert launches <= 1 + count // 400
+
+
+def test_each_element_is_visited_exactly_once():
+    """Adding 1 at each visit: a skipped element stays 0, one visited twice reads 2."""
+    for offset in (0, 1, 3):
+        params = [make(size, torch.float32, offset, seed=0) for size in SIZES]
+        for p in params:
+            p.data.zero_()
+            p.grad = torch.ones_like(p)
+        sgd = fused_optim.SGD(params, lr=1.0, maximize=True)
+        for launch in LAUNCHES:
+            kernel_step(sgd, *launch)
+        assert all((p == len(LAUNCHES)).all() for p in params)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_strided_operands_and_complex(case):
+    cls, options = case
+    params, others = (
+        [
+            torch.nn.Parameter(torch.linspace(-1, 1, 120, dtype=dtype).view(4, 5, 6))
+            for dtype in (torch.float32, torch.complex64)
+        ]
+        for _ in range(2)
+    )
+    kernel, cpu = cls(params, **options), cls(others, **options)
+    for seed in range(3):
+        set_grads(params, others, seed=seed)
+        for p in (*params, *others):
+            p.grad = p.grad.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        kernel_step(kernel, 2, 16)
+        cpu.step()
+    assert_same(kernel, cpu, params, others)
+
+
+@pytest.mark.parametrize("found_inf", [0.0, 1.0, 2.0, float("nan")])
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_amp_is_read_by_the_kernel(case, found_inf):
+    cls, options = case
+    params = [make(50, torch.float32, 0, seed=1), make(9, torch.float32, 1, seed=2)]
+    others = copies(params)
+    kernel, cpu = cls(params, **options), cls(others, **options)
+    set_grads(params, others, seed=0)
+    kernel_step(kernel, 2, 4)
+    cpu.step()
+    set_grads(params, others, seed=1)
+    scale = torch.tensor(3.0)
+    kernel_step(kernel, 2, 4, grad_scale=scale, found_inf=torch.tensor(found_inf))
+    cpu.grad_scale, cpu.found_inf = scale, torch.tensor(found_inf)
+    cpu.step()
+    assert_same(kernel, cpu, params, others)
+
+
+def test_step_counters_are_advanced_by_the_kernel(optimizer_class):
+    params = [make(size, torch.float32, 0, seed=size) for size in (0, 5, 70_001)]
+    optimizer = optimizer_class(params)
+    for expected in (1.0, 2.0, 3.0):
+        set_grads(params, seed=0)
+        kernel_step(optimizer, 7, 3)
+        for p in params:
+            if "step" in optimizer.state[p]:
+                assert optimizer.state[p]["step"].item() == expected
+
+
+def _states(cls, options):
+    """Names of the state tensors that a class keeps with these options."""
+    param = torch.zeros(1, requires_grad=True)
+    param.grad = torch.zeros(1)
+    optimizer = cls([param], **options)
+    optimizer.step()
+    return optimizer.state[param].keys()
+
+
+PATHS = ["/usr/local/cuda/bin/nvcc", shutil.which("nvcc")]
+NVCC = next((path for path in PATHS if path and pathlib.Path(path).exists()), None)
+PROBE = """
+#include "cuda/kernel_choice.h"
+using namespace fused_optim;
+using namespace fused_optim::cuda;
+
+template <class Kernel>
+__global__ void __launch_bounds__(kThreads, 1) run(const __grid_constant__ KernelTable table) {
+  Kernel::run({blockIdx.x, threadIdx.x, gridDim.x, blockDim.x}, table);
+}
+
+void launch(int rule, Variant variant, DType dtype, const KernelTable& table) {
+  with_kernel(rule, variant, dtype, [&]<class Kernel>(KernelTag<Kernel>) {
+    run<Kernel><<<1, kThreads>>>(table);
+  });
+}
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(NVCC is None, reason="no CUDA compiler here")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_device_code_has_no_spills(tmp_path, arch):
+    """Every kernel, in every variant and dtype: registers hold everything, no stack frame."""
+    (tmp_path / "probe.cu").write_text(PROBE)
+    result = subprocess.run(
+        [NVCC, "-std=c++20", "-O3", "--fmad=false", "--expt-relaxed-constexpr", f"-arch={arch}",
+         "-Xptxas", "-v", "-I", str(ROOT / "csrc"), "-cubin", "-o", "probe.cubin", "probe.cu"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    report = result.stdout + result.stderr
+    assert result.returncode == 0, report
+    assert "warning" not in report, report
+    frames = re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
+    )
+    variants = {(cls._rule, *sorted(_states(cls, options))) for cls, options in CASES}
+    assert len(frames) >= len(DTYPES) * len(variants)
+    assert set(frames) == {("0", "0", "0")}
