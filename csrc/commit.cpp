@@ -1,3 +1,4 @@
+// Makes a checked step visible to Python: new state, step counts, versions.
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "gather.h"
@@ -23,12 +24,8 @@ void insert_state(const NewState& created, PyObject* state) {
     if (dict == nullptr) throw PythonError();
     // `step` comes first, as in torch's own state.
     if (created.step.defined()) set_tensor(dict, step_key(), created.step);
-    for (int i = 0; i < created.num_states; ++i) {
-      PyObject* key = PyUnicode_InternFromString(created.names[i]);
-      if (key == nullptr) throw PythonError();
-      set_tensor(dict, key, created.tensors[i]);
-      Py_DECREF(key);
-    }
+    for (int i = 0; i < created.num_states; ++i)
+      set_tensor(dict, created.keys[i], created.tensors[i]);
     if (created.existing == nullptr && PyDict_SetItem(state, created.param, dict) < 0)
       throw PythonError();
   } catch (...) {

@@ -13,6 +13,7 @@
 #include "layout.h"
 #include "lookup.h"
 #include "overlap.h"
+#include "python_dict.h"
 #include "rules/registry.h"
 
 namespace fused_optim {
@@ -82,7 +83,7 @@ class Gatherer {
 
  private:
   PyObject* params_of(PyObject* group) const {
-    PyObject* params = PyDict_Check(group) ? PyDict_GetItemWithError(group, params_key()) : nullptr;
+    PyObject* params = PyDict_Check(group) ? get_item(group, params_key()) : nullptr;
     if (params == nullptr || !PyList_Check(params))
       throw NotFused("a parameter group is no dict with a list of params");
     return params;
@@ -209,7 +210,7 @@ class Gatherer {
         add_operand(entry, param, state, kFirstState + i, name);
       } else if (all_new || !spec_.has_step) {
         NewState& created = new_state(found, num_new);
-        created.names[created.num_states] = name;
+        created.keys[created.num_states] = keys_.states[i];
         at::Tensor& zeros = created.tensors[created.num_states++];
         zeros = at::zeros_like(found.tensor->detach(), {}, {}, {}, {}, at::MemoryFormat::Preserve);
         check_operand(param, *zeros.unsafeGetTensorImpl(), name);

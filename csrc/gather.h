@@ -22,7 +22,7 @@ struct NewState {
   PyObject* param;     // borrowed
   PyObject* existing;  // borrowed: the parameter's state dict where there is one, else nullptr
   int num_states = 0;
-  const char* names[kMaxStates];
+  PyObject* keys[kMaxStates];  // borrowed, interned
   at::Tensor tensors[kMaxStates];
   at::Tensor step;  // undefined where the rule keeps none
 };

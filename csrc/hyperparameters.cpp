@@ -5,16 +5,14 @@
 #include <string>
 
 #include "gather.h"
+#include "python_dict.h"
 
 namespace fused_optim {
 namespace {
 
 PyObject* find(PyObject* group, PyObject* key, const char* name) {
-  PyObject* value = PyDict_GetItemWithError(group, key);
-  if (value == nullptr) {
-    if (PyErr_Occurred()) throw PythonError();
-    throw NotFused(std::string("a parameter group has no '") + name + "'");
-  }
+  PyObject* value = get_item(group, key);
+  if (value == nullptr) throw NotFused(std::string("a parameter group has no '") + name + "'");
   return value;
 }
 

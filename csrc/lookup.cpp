@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "gather.h"
+#include "python_dict.h"
 #include "rules/registry.h"
 
 namespace fused_optim {
@@ -19,12 +20,6 @@ void prefetch(const T* object) {
   for (size_t offset = 0; offset < sizeof(T); offset += 64) __builtin_prefetch(line + offset);
 }
 
-PyObject* get(PyObject* dict, PyObject* key) {
-  PyObject* value = PyDict_GetItemWithError(dict, key);
-  if (value == nullptr && PyErr_Occurred()) throw PythonError();
-  return value;
-}
-
 /// The parameter's state dict, or nullptr. Tensor.__hash__ is id(), so the hash is known and the
 /// call into Python that a plain lookup would make is saved.
 PyObject* find_state(PyObject* states, PyObject* param) {
@@ -38,11 +33,11 @@ void find_values(const RuleSpec& rule, const RuleKeys& keys, Variant variant, Fo
   if (param.state == nullptr || PyDict_GET_SIZE(param.state) == 0) return;
   for (int i = 0; i < rule.num_states; ++i) {
     if (!has_state(variant, i)) continue;
-    param.values[i] = get(param.state, keys.states[i]);
+    param.values[i] = get_item(param.state, keys.states[i]);
     if (param.values[i] != nullptr) __builtin_prefetch(param.values[i]);
   }
   if (!rule.has_step) return;
-  param.step = get(param.state, g_step_key);
+  param.step = get_item(param.state, g_step_key);
   if (param.step != nullptr) __builtin_prefetch(param.step);
 }
 

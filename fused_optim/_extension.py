@@ -39,7 +39,5 @@ check_build(built_for(), str(torch.__version__))
 
 from fused_optim import _C  # noqa: E402
 
-#: Names of the states of each rule, and the number by which the extension knows the rule.
-RULES: dict[str, tuple[int, list[str]]] = {
-    name: (number, states) for number, (name, states) in enumerate(_C.rules())
-}
+#: The number by which the extension knows each rule.
+RULES: dict[str, int] = {name: number for number, name in enumerate(_C.rules())}

@@ -13,7 +13,7 @@ from fused_optim.optimizer import FUSED_CLASSES
 def describe() -> str:
     """Version, torch, instruction sets, CUDA, OpenMP runtime and the fused optimizers, a line
     each."""
-    rules = {number: name for name, (number, _) in RULES.items()}
+    rules = {number: name for name, number in RULES.items()}
     fused = [
         f"  {cls.__name__:10} on cpu (rule {rules[cls._rule]})" for cls in FUSED_CLASSES.values()
     ]

@@ -65,7 +65,7 @@ class FusedOptimizer(_Base):
             for base in cls.__mro__
             if issubclass(base, Optimizer) and not issubclass(base, FusedOptimizer)
         )
-        cls._rule = RULES[rule][0]
+        cls._rule = RULES[rule]
         cls._torch_step = staticmethod(_unhooked(torch_class.step))
         FUSED_CLASSES[torch_class] = cls
 

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../rules/registry.h"
+#include "../instances.h"
 #include "kernels.h"
 #include "strided.h"
 

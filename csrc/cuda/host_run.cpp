@@ -2,7 +2,8 @@
 
 #include <stdexcept>
 
-#include "kernel_choice.h"
+#include "../instances.h"
+#include "kernel_body.h"
 
 namespace fused_optim::cuda {
 namespace {
@@ -22,8 +23,9 @@ using RunTable = void (*)(const KernelTable&, uint32_t, uint32_t);
 
 int run_on_host(const Bucket& bucket, const AmpPointers& amp, uint32_t blocks, uint32_t threads) {
   RunTable run = nullptr;
-  with_kernel(bucket.table->rule, bucket.first().variant, bucket.first().dtype,
-              [&]<class Kernel>(KernelTag<Kernel>) { run = run_table<Kernel>; });
+  with_instance(bucket.table->rule, bucket.first().variant, bucket.first().dtype, [&]<class I>(I) {
+    run = run_table<StepKernel<typename I::Rule, I::variant, typename I::Storage>>;
+  });
   if (run == nullptr) throw std::logic_error("fused_optim: no kernel for this bucket");
   const std::vector<KernelTable> tables = pack(bucket, amp);
   for (const KernelTable& table : tables) run(table, blocks, threads);

@@ -6,7 +6,7 @@
 
 namespace fused_optim::cuda {
 
-/// Threads of a block: with 256, every kernel's packs stay in registers (compiled for sm_90).
+/// Threads of a block: with 256, every kernel's packs stay in registers (sm_80, sm_90).
 constexpr uint32_t kThreads = 256;
 
 /// A thread's place in the launch.
@@ -28,7 +28,7 @@ class StepKernel {
 
   /// Every element of every entry belongs to exactly one thread of the launch.
   FUSED_OPTIM_HOST_DEVICE static void run(const Place& place, const KernelTable& table) {
-    if (table.found_inf != nullptr && *table.found_inf != 0.0f) return;
+    if (is_skipped(table)) return;
     StepKernel kernel;
     for (uint32_t chunk = place.block; chunk < table.num_chunks; chunk += place.num_blocks) {
       const uint32_t index = find_entry(table, chunk);
@@ -44,7 +44,7 @@ class StepKernel {
   /// Advances the step counters on the device: for one block, after all blocks have run.
   FUSED_OPTIM_HOST_DEVICE static void advance_steps(uint32_t thread, uint32_t num_threads,
                                                     const KernelTable& table) {
-    if (table.found_inf != nullptr && *table.found_inf != 0.0f) return;
+    if (is_skipped(table)) return;
     for (uint32_t i = thread; i < table.num_entries; i += num_threads) {
       const EntryView entry = entry_at(table, i);
       if (entry.flags() & EntryView::kDeviceStep) *entry.device_step() += 1.0f;
@@ -65,6 +65,11 @@ class StepKernel {
 
   static constexpr int state_operand(int state) {
     return 2 + count_states(variant & ((1u << state) - 1u));
+  }
+
+  /// AMP found an overflow: nothing of this step is done.
+  FUSED_OPTIM_INLINE static bool is_skipped(const KernelTable& table) {
+    return table.found_inf != nullptr && *table.found_inf != 0.0f;
   }
 
   FUSED_OPTIM_INLINE static EntryView entry_at(const KernelTable& table, uint32_t index) {
@@ -138,9 +143,11 @@ class StepKernel {
     for (int64_t i = place.thread; i < count; i += kUnroll * stride) {
       Pack loaded[kUnroll][kOperands];
       FUSED_OPTIM_UNROLL
-      for (int u = 0; u < kUnroll; ++u) FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k)
-        if (i + u * stride < count) loaded[u][k] = load(packs[k] + i + u * stride);
+      for (int u = 0; u < kUnroll; ++u) {
+        if (i + u * stride >= count) break;
+        FUSED_OPTIM_UNROLL
+        for (int k = 0; k < kOperands; ++k) loaded[u][k] = load(packs[k] + i + u * stride);
+      }
       FUSED_OPTIM_UNROLL
       for (int u = 0; u < kUnroll; ++u) {
         if (i + u * stride >= count) break;

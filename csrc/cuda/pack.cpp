@@ -1,7 +1,5 @@
 #include "pack.h"
 
-#include <cstring>
-
 #include "../rules/registry.h"
 
 namespace fused_optim::cuda {
