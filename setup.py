@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import sys
 
 from setuptools import Extension, setup
@@ -19,6 +20,7 @@ CXX_FLAGS = [
     *("-O3", "-std=c++20", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"),
 ]
+NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "--expt-relaxed-constexpr"]
 # torch's headers are not ours to warn about.
 SYSTEM_INCLUDES = [f"-isystem{path}" for path in cpp_extension.include_paths()]
 
@@ -42,6 +44,15 @@ def use_cuda() -> bool:
     return possible and wanted != "0"
 
 
+def choose_cuda_archs() -> None:
+    """Compiles for what torch itself was compiled for, unless TORCH_CUDA_ARCH_LIST says: by
+    default torch would take the GPUs that the building machine happens to have."""
+    names = re.findall(r"sm_(\d+)(\d)([af]?)", torch._C._cuda_getArchFlags() or "")
+    archs = [f"{major}.{minor}{suffix}" for major, minor, suffix in names]
+    if archs and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(archs) + "+PTX"
+
+
 class BuildPy(build_py):
     """Records which torch the extension was compiled for: it loads with no other."""
 
@@ -57,17 +68,21 @@ class BuildPy(build_py):
 
 
 def extension() -> Extension:
+    cuda = use_cuda()
     cpp = sources("*.cpp") + sources("cpu/*.cpp") + sources("cuda/*.cpp")
+    cpp += sources("cuda/device/*.c*") if cuda else sources("cuda/no_device/*.cpp")
     flags, link_flags = CXX_FLAGS + SYSTEM_INCLUDES, []
     if os.environ.get("FUSED_OPTIM_SANITIZE") == "1":
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         flags, link_flags = [*flags, *sanitizers, "-g", "-O1"], sanitizers
-    cuda = sources("cuda/*.cu") if use_cuda() else []
+    if cuda:
+        choose_cuda_archs()
+        flags = [*flags, f"-isystem{cpp_extension.CUDA_HOME}/include"]
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     return kind(
         "fused_optim._C",
-        cpp + cuda,
-        extra_compile_args={"cxx": flags},
+        cpp,
+        extra_compile_args={"cxx": flags, "nvcc": NVCC_FLAGS},
         extra_link_args=link_flags,
     )
 

@@ -8,9 +8,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cuda/engine.h"
 #include "cuda/host_run.h"
 #include "gather.h"
-#include "hyperparameters.h"
 #include "launch.h"
 #include "lookup.h"
 #include "rules/registry.h"
@@ -39,25 +39,24 @@ class KeepAlive {
   std::vector<c10::intrusive_ptr<c10::TensorImpl>> owned_;
 };
 
+/// Launches on a GPU don't take the host long enough.
 bool is_worth_releasing_gil(const TensorTable& table) {
-  int64_t elements = 0;
-  for (const TensorEntry& entry : table.entries) elements += entry.numel;
-  const auto tensors = static_cast<int64_t>(table.entries.size());
+  int64_t elements = 0, tensors = 0;
+  for (const TensorEntry& entry : table.entries) {
+    if (entry.device.kind != DeviceKind::CPU) continue;
+    elements += entry.numel;
+    ++tensors;
+  }
   return elements >= kReleaseGilElements && elements >= kReleaseGilElementsPerTensor * tensors;
-}
-
-double amp_number(const py::object& value, double if_none, const char* name) {
-  return value.is_none() ? if_none : read_number(value.ptr(), name);
 }
 
 py::object step(int rule, const py::object& param_groups, const py::object& state,
                 const py::object& grad_scale, const py::object& found_inf) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
   try {
-    // GradScaler sums found_inf over devices: any value but zero means an overflow.
-    if (amp_number(found_inf, 0.0, "found_inf") != 0.0) return py::none();
-    const double multiplier = 1.0 / amp_number(grad_scale, 1.0, "grad_scale");
-    Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), multiplier);
+    Amp amp(grad_scale.ptr(), found_inf.ptr());
+    Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), amp);
+    prepare(gathered.table);
     commit(gathered, state.ptr());
     if (is_worth_releasing_gil(gathered.table)) {
       const KeepAlive keep_alive(gathered);
@@ -66,6 +65,8 @@ py::object step(int rule, const py::object& param_groups, const py::object& stat
     } else {
       launch(gathered.table);
     }
+    return py::none();
+  } catch (const Overflow&) {
     return py::none();
   } catch (const NotFused& reason) {
     return py::str(reason.what());
@@ -83,8 +84,9 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
   const auto address = [](const py::object& tensor) {
     return tensor.is_none() ? nullptr : THPVariable_Unpack(tensor.ptr()).const_data_ptr<float>();
   };
-  const cuda::AmpPointers amp{address(grad_scale), address(found_inf)};
-  Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), 1.0);
+  const AmpPointers pointers{address(grad_scale), address(found_inf)};
+  Amp amp(Py_None, Py_None);
+  Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), amp);
   for (const HostStep& step : gathered.steps)
     if (step.dtype == DType::Float32)
       gathered.table.entries[step.entry].device_step = static_cast<float*>(step.data);
@@ -92,7 +94,7 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
   commit(gathered, state.ptr());
   int launches = 0;
   for_each_bucket(gathered.table, [&](const Bucket& bucket) {
-    launches += cuda::run_on_host(bucket, amp, blocks, threads);
+    launches += cuda::run_on_host(bucket, pointers, blocks, threads);
   });
   return launches;
 }
@@ -125,6 +127,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("built_isas", &cpu::built_isas);
   m.def("isa", [] { return std::string(cpu::isa_name(cpu::current_isa())); });
   m.def("set_isa", &cpu::set_isa);
+  m.def("cuda_archs", &cuda::built_archs);
   m.def("openmp_runtime", [] { return std::string(cpu::openmp_runtime()); });
 }
 

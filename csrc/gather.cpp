@@ -1,70 +1,30 @@
 #include "gather.h"
 
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
-#include <c10/core/InferenceMode.h>
-#include <c10/core/impl/COW.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <cmath>
-
+#include "cuda/engine.h"
 #include "layout.h"
 #include "lookup.h"
 #include "overlap.h"
 #include "python_dict.h"
 #include "rules/registry.h"
+#include "step_counter.h"
+#include "tensor_checks.h"
 
 namespace fused_optim {
 namespace {
 
-constexpr const char* kGradName = "grad";
-
-DType dtype_of(const c10::TensorImpl& tensor) {
-  switch (c10::toRealValueType(tensor.dtype().toScalarType())) {
-    case c10::ScalarType::Float:
-      return DType::Float32;
-    case c10::ScalarType::Double:
-      return DType::Float64;
-    case c10::ScalarType::BFloat16:
-      return DType::BFloat16;
-    case c10::ScalarType::Half:
-      return DType::Float16;
-    default:
-      throw NotFused(std::string("no kernel takes dtype ") +
-                     c10::toString(tensor.dtype().toScalarType()));
-  }
-}
-
-std::string shape_of(const c10::TensorImpl& tensor) {
-  std::string text = "[";
-  for (int64_t size : tensor.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
-}
-
-/// Tensors that are what they seem: strided memory of their own, no subclass, no lazy conjugate,
-/// no transform's wrapper. Anything else shows in the dispatch keys.
-bool is_plain(const c10::TensorImpl& tensor) {
-  constexpr c10::DispatchKeySet dense_cpu(c10::DispatchKey::CPU);
-  constexpr c10::DispatchKeySet inplace(c10::DispatchKey::ADInplaceOrView);
-  constexpr c10::DispatchKeySet ordinary = inplace |
-                                           c10::DispatchKeySet(c10::DispatchKey::AutogradCPU) |
-                                           c10::DispatchKeySet(c10::DispatchKey::AutocastCPU);
-  const c10::DispatchKeySet keys = tensor.key_set();
-  // Inference tensors lack ADInplaceOrView; they may be written in inference mode alone.
-  return keys - ordinary == dense_cpu &&
-         (keys.has_all(inplace) || c10::InferenceMode::is_enabled());
-}
-
 class Gatherer {
  public:
-  Gatherer(int rule, PyObject* param_groups, PyObject* state, double grad_multiplier)
+  Gatherer(int rule, PyObject* param_groups, PyObject* state, Amp& amp)
       : spec_(kRules[rule]),
         keys_(keys_of(rule)),
         groups_(param_groups),
         state_(state),
-        grad_multiplier_(grad_multiplier),
+        amp_(amp),
         overlap_(count_params() * (kFirstState + spec_.num_states)) {
     result_.table.rule = rule;
   }
@@ -75,8 +35,9 @@ class Gatherer {
     result_.written.reserve(params * (2 + spec_.num_states));
     result_.read.reserve(params);
     if (spec_.has_step) result_.steps.reserve(params);
-    for (group_ = 0; group_ < PyList_GET_SIZE(groups_); ++group_)
-      add_group(PyList_GET_ITEM(groups_, group_));
+    for (where_.group = 0; where_.group < PyList_GET_SIZE(groups_); ++where_.group)
+      add_group(PyList_GET_ITEM(groups_, where_.group));
+    finish_amp();
     if (overlap_.found(result_.table)) throw NotFused("tensors of this step overlap in memory");
     return std::move(result_);
   }
@@ -101,86 +62,58 @@ class Gatherer {
   void add_group(PyObject* group) {
     PyObject* params = params_of(group);
     if (PyList_GET_SIZE(params) == 0) return;
-    result_.table.rows.push_back(read_row(group, keys_.hyperparameters, spec_, grad_multiplier_));
-    variant_ = variant_of(result_.table.rows.back());
+    group_ = group;
+    group_rows_.clear();
+    variant_ = read_variant(group, keys_.hyperparameters, spec_);
     const Py_ssize_t size = PyList_GET_SIZE(params);
     for (Py_ssize_t first = 0; first < size; first += kBatch) {
       find_batch(spec_, keys_, state_, variant_, PySequence_Fast_ITEMS(params) + first, first,
                  std::min(kBatch, size - first), found_);
       for (const FoundParam& found : found_) {
-        index_ = found.index;
+        where_.index = found.index;
         add_param(found);
       }
     }
   }
 
-  Variant variant_of(const HyperparameterRow& row) const {
-    Variant variant = 0;
-    for (int i = 0; i < spec_.num_states; ++i) {
-      const char* enabled_by = spec_.states[i].enabled_by;
-      bool enabled = enabled_by == nullptr;
-      for (int h = 0; h < spec_.num_hyperparameters && !enabled; ++h)
-        enabled = spec_.hyperparameters[h] == std::string_view(enabled_by) && row.values[h] != 0;
-      if (enabled) variant |= 1u << i;
-    }
-    return variant;
+  /// The current group's row for this device: each of them reads device tensors of its own.
+  int32_t row_for(Device device) {
+    for (const auto& [of, row] : group_rows_)
+      if (of == device) return row;
+    std::vector<HyperparameterRow>& rows = result_.table.rows;
+    rows.push_back(read_row(group_, keys_.hyperparameters, spec_, device, result_.owned));
+    group_rows_.emplace_back(device, static_cast<int32_t>(rows.size()) - 1);
+    return group_rows_.back().second;
   }
 
   void add_param(const FoundParam& found) {
     const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
     const c10::TensorImpl& grad = *found.grad;
-    check_param(param);
+    check_param(where_, param);
     TensorEntry entry{};
     entry.dtype = dtype_of(param);
-    entry.device = {DeviceKind::CPU, 0};
+    entry.device = device_of(param);
+    if (entry.device.kind == DeviceKind::CPU) amp_.read_on_host();
     entry.variant = static_cast<uint8_t>(variant_);
-    entry.row = static_cast<int32_t>(result_.table.rows.size()) - 1;
+    entry.row = row_for(entry.device);
     entry.strided = -1;
     entry.numel = param.numel() * (is_complex(param) ? 2 : 1);
     add_operand(entry, param, param, kParam, "param");
     if (grad.is_sparse()) throw NotFused("a gradient is sparse");
-    check_operand(param, grad, kGradName);
+    check_operand(where_, param, grad, kGradName);
     add_operand(entry, param, grad, kGrad, kGradName);
     add_state(entry, found);
     result_.table.entries.push_back(entry);
   }
 
-  void check_param(const c10::TensorImpl& param) const {
-    if (!is_plain(param)) {
-      if (param.is_meta()) fail("param", "is on the meta device: it has no data to step");
-      if (!param.is_cpu()) throw NotFused("no kernel for device " + param.device().str());
-      throw NotFused("a parameter is no plain strided tensor");
-    }
-    if (!param.is_non_overlapping_and_dense()) throw NotFused("a parameter is not dense in memory");
-  }
-
-  /// A gradient or state must match its parameter in all but strides.
-  void check_operand(const c10::TensorImpl& param, const c10::TensorImpl& tensor,
-                     const char* name) const {
-    if (tensor.device() != param.device())
-      fail(name, "is on " + tensor.device().str() + ", the parameter on " + param.device().str());
-    if (tensor.dtype() != param.dtype())
-      fail(name, std::string("has dtype ") + c10::toString(tensor.dtype().toScalarType()) +
-                     ", the parameter " + c10::toString(param.dtype().toScalarType()));
-    if (tensor.sizes() != param.sizes())
-      fail(name, "has shape " + shape_of(tensor) + ", the parameter " + shape_of(param));
-    if (!is_plain(tensor)) throw NotFused(std::string(name) + " is no plain strided tensor");
-    if (name != kGradName && !tensor.is_non_overlapping_and_dense())
-      throw NotFused(std::string(name) + " is not dense in memory");
-  }
-
   /// The tensor's first element, all of its elements checked to lie within its storage.
   void* locate(const c10::TensorImpl& tensor, const char* name) {
-    const c10::StorageImpl& storage = *tensor.unsafe_storage().unsafeGetStorageImpl();
-    const int64_t end = tensor.storage_offset() + span(tensor);
-    const auto item = static_cast<int64_t>(tensor.dtype().itemsize());
-    if (static_cast<uint64_t>(end * item) > storage.nbytes())
-      fail(name, "reaches beyond its storage");
-    if (name != kGradName && c10::impl::cow::is_cow_data_ptr(storage.data_ptr()))
-      throw NotFused(std::string(name) + " shares its memory until it is written");
+    check_storage(where_, tensor, name);
     if (tensor.numel() == 0) return nullptr;
-    overlap_.add(storage.data());
-    return static_cast<char*>(const_cast<void*>(storage.data())) + tensor.storage_offset() * item;
+    const void* storage = tensor.unsafe_storage().data();
+    overlap_.add(storage);
+    const auto offset = tensor.storage_offset() * static_cast<int64_t>(tensor.dtype().itemsize());
+    return static_cast<char*>(const_cast<void*>(storage)) + offset;
   }
 
   void add_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
@@ -205,30 +138,44 @@ class Gatherer {
       if (!has_state(variant_, i)) continue;
       const char* name = spec_.states[i].name;
       if (found.values[i] != nullptr && found.values[i] != Py_None) {
-        const c10::TensorImpl& state = state_tensor(found.values[i], name);
-        check_operand(param, state, name);
+        const c10::TensorImpl& state = *state_tensor(where_, found.values[i], name).unsafeGetTensorImpl();
+        check_operand(where_, param, state, name);
         add_operand(entry, param, state, kFirstState + i, name);
       } else if (all_new || !spec_.has_step) {
-        NewState& created = new_state(found, num_new);
+        NewState& created = new_state(entry, found, num_new, name);
         created.keys[created.num_states] = keys_.states[i];
         at::Tensor& zeros = created.tensors[created.num_states++];
         zeros = at::zeros_like(found.tensor->detach(), {}, {}, {}, {}, at::MemoryFormat::Preserve);
-        check_operand(param, *zeros.unsafeGetTensorImpl(), name);
+        check_operand(where_, param, *zeros.unsafeGetTensorImpl(), name);
         add_operand(entry, param, *zeros.unsafeGetTensorImpl(), kFirstState + i, name);
       } else {
-        fail(name, "is missing from the state");
+        where_.fail(name, "is missing from the state");
       }
     }
-    if (!spec_.has_step)
-      entry.step = result_.new_states.size() > num_new ? 1 : 2;
-    else if (all_new)
-      add_new_step(new_state(found, num_new));
-    else
-      add_step(found.step);
+    if (spec_.has_step) return add_step(entry, found, all_new, num_new);
+    const bool is_first = result_.new_states.size() > num_new;
+    entry.step = is_first ? 1 : 2;
+    if (is_first && first_step_differs(entry)) amp_.read_on_host();
+  }
+
+  /// Whether a first step that the kernel skips unknown to the host would leave a state of zeros
+  /// that the next step takes for a second step's. Then the host has to know.
+  bool first_step_differs(const TensorEntry& entry) const {
+    if (!amp_.found_inf_is_on_device() || spec_.first_step_differs_with == nullptr) return false;
+    const HyperparameterRow& row = result_.table.rows[entry.row];
+    for (int h = 0; h < spec_.num_hyperparameters; ++h)
+      if (spec_.hyperparameters[h] == std::string_view(spec_.first_step_differs_with))
+        return row.values[h] != 0 || row.addresses[h] != nullptr;
+    return false;
   }
 
   /// The parameter's entry in the list of new states, made where it has none yet.
-  NewState& new_state(const FoundParam& found, size_t num_before) {
+  NewState& new_state(const TensorEntry& entry, const FoundParam& found, size_t num_before,
+                      const char* name) {
+    if (entry.device.kind == DeviceKind::CUDA && cuda::is_capturing(entry.device))
+      where_.fail(name,
+                  "has to be created, but a CUDA graph is being captured and each replay would "
+                  "create it anew: call step() once before the capture");
     if (result_.new_states.size() == num_before) {
       result_.new_states.emplace_back();
       result_.new_states.back().param = found.object;
@@ -237,68 +184,64 @@ class Gatherer {
     return result_.new_states.back();
   }
 
-  const c10::TensorImpl& state_tensor(PyObject* value, const char* name) const {
-    if (!THPVariable_Check(value))
-      fail(name, std::string("is no tensor but ") + Py_TYPE(value)->tp_name);
-    if (!is_plain_type(value)) throw NotFused(std::string(name) + " is of a tensor subclass");
-    return *THPVariable_Unpack(value).unsafeGetTensorImpl();
+  void add_step(TensorEntry& entry, const FoundParam& found, bool all_new, size_t num_new) {
+    const at::Tensor* step = all_new ? nullptr : &existing_step(where_, found.step);
+    if (step == nullptr || !fits_device(*step, entry.device)) {
+      if (step != nullptr) check_storage(where_, *step->unsafeGetTensorImpl(), "step");
+      NewState& created = new_state(entry, found, num_new, "step");
+      created.step =
+          step == nullptr ? new_step(entry.device) : moved_step(where_, *step, entry.device);
+      step = &created.step;
+    }
+    c10::TensorImpl* tensor = step->unsafeGetTensorImpl();
+    void* data = locate(*tensor, "step");
+    result_.written.push_back(tensor);
+    if (entry.device.kind == DeviceKind::CUDA) {
+      entry.device_step = static_cast<float*>(data);
+      return;
+    }
+    const DType dtype = dtype_of(*tensor);
+    check_count(where_, read_count(data, dtype));
+    result_.steps.push_back({data, dtype, static_cast<int64_t>(result_.table.entries.size())});
   }
 
-  void add_new_step(NewState& created) {
-    const bool is_double = c10::get_default_dtype_as_scalartype() == c10::ScalarType::Double;
-    created.step = at::zeros({}, is_double ? at::kDouble : at::kFloat);
-    result_.written.push_back(created.step.unsafeGetTensorImpl());
-    result_.steps.push_back({created.step.data_ptr(), is_double ? DType::Float64 : DType::Float32,
-                             static_cast<int64_t>(result_.table.entries.size())});
-  }
-
-  void add_step(PyObject* value) {
-    if (value == nullptr) fail("step", "is missing from the state");
-    if (!THPVariable_Check(value)) throw NotFused("step is no tensor");
-    const c10::TensorImpl& step = state_tensor(value, "step");
-    if (!step.is_cpu()) fail("step", "is on " + step.device().str() + ", the parameter on cpu");
-    if (step.numel() != 1) fail("step", "has shape " + shape_of(step) + ", not one element");
-    const auto type = step.dtype().toScalarType();
-    if (type != at::kFloat && type != at::kDouble) throw NotFused("step is of no float dtype");
-    if (!is_plain(step)) throw NotFused("step is no plain strided tensor");
-    void* data = locate(step, "step");
-    const double count =
-        type == at::kFloat ? *static_cast<float*>(data) : *static_cast<double*>(data);
-    if (!(count >= 0) || std::isinf(count))
-      fail("step", "is " + std::to_string(count) + ", not a count of steps");
-    // Powers are computed for whole steps that a double counts exactly; torch's pow takes others.
-    if (count > 9e15 || count != std::floor(count)) throw NotFused("step is no whole number");
-    result_.written.push_back(const_cast<c10::TensorImpl*>(&step));
-    result_.steps.push_back({data, type == at::kFloat ? DType::Float32 : DType::Float64,
-                             static_cast<int64_t>(result_.table.entries.size())});
-  }
-
-  [[noreturn]] void fail(const char* tensor, const std::string& what) const {
-    throw std::runtime_error(std::string("fused_optim.") + spec_.name + ": group " +
-                             std::to_string(group_) + ", parameter " + std::to_string(index_) +
-                             ": '" + tensor + "' " + what + ". Nothing was changed.");
+  /// What the host knows of AMP's tensors goes into the rows, the rest to the kernels.
+  void finish_amp() {
+    TensorTable& table = result_.table;
+    for (HyperparameterRow& row : table.rows) row.grad_multiplier *= amp_.grad_multiplier();
+    if (!amp_.is_on_device()) return;
+    for (const TensorEntry& entry : table.entries) {
+      const auto index = static_cast<size_t>(entry.device.index);
+      if (index >= table.amp.size()) table.amp.resize(index + 1);
+      AmpPointers& amp = table.amp[index];
+      if (amp.found_inf == nullptr && amp.grad_scale == nullptr)
+        amp = amp_.pointers(entry.device, result_.owned);
+    }
   }
 
   const RuleSpec& spec_;
   const RuleKeys& keys_;
   PyObject* groups_;
   PyObject* state_;
-  const double grad_multiplier_;
+  Amp& amp_;
   OverlapCheck overlap_;
   Gathered result_;
   std::vector<FoundParam> found_;
-  Py_ssize_t group_ = 0, index_ = 0;
+  Where where_{spec_.name, 0, 0};
+  // Of the current group:
+  PyObject* group_ = nullptr;
   Variant variant_ = 0;
+  std::vector<std::pair<Device, int32_t>> group_rows_;
 };
 
 }  // namespace
 
-Gathered gather(int rule, PyObject* param_groups, PyObject* state, double grad_multiplier) {
+Gathered gather(int rule, PyObject* param_groups, PyObject* state, Amp& amp) {
   const at::NoGradGuard no_grad;
   // Such a mode (FakeTensorMode, tracers, counters) means to see the operations.
   if (c10::impl::TorchDispatchModeTLS::any_modes_set())
     throw NotFused("a TorchDispatchMode is active");
-  return Gatherer(rule, param_groups, state, grad_multiplier).run();
+  return Gatherer(rule, param_groups, state, amp).run();
 }
 
 }  // namespace fused_optim

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "amp.h"
 #include "table.h"
 
 namespace fused_optim {
@@ -17,7 +18,7 @@ struct NotFused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// State that the step creates: put into the optimizer's state dict only once all is checked.
+/// State that the step creates, or a `step` that it moves to the parameter's device: put into the optimizer's state dict only once all is checked.
 struct NewState {
   PyObject* param;     // borrowed
   PyObject* existing;  // borrowed: the parameter's state dict where there is one, else nullptr
@@ -41,12 +42,13 @@ struct Gathered {
   std::vector<HostStep> steps;
   std::vector<c10::TensorImpl*> written;  // borrowed: parameters and states, for their versions
   std::vector<c10::TensorImpl*> read;     // borrowed: gradients
+  std::vector<at::Tensor> owned;          // copies of numbers that kernels read on their device
 };
 
-/// Reads and checks, changing nothing. `grad_multiplier` is 1 over AMP's scale.
+/// Reads and checks, changing nothing.
 /// Throws NotFused, or std::runtime_error that names group, parameter and tensor for bad input,
-/// or leaves a Python error set and throws PythonError.
-Gathered gather(int rule, PyObject* param_groups, PyObject* state, double grad_multiplier);
+/// or Overflow, or leaves a Python error set and throws PythonError.
+Gathered gather(int rule, PyObject* param_groups, PyObject* state, Amp& amp);
 
 /// Makes the step visible: new state goes into `state`, steps advance, versions are bumped.
 void commit(Gathered& gathered, PyObject* state);

@@ -3,7 +3,9 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <string>
+#include <string_view>
 
+#include "device_number.h"
 #include "gather.h"
 #include "python_dict.h"
 
@@ -14,6 +16,17 @@ PyObject* find(PyObject* group, PyObject* key, const char* name) {
   PyObject* value = get_item(group, key);
   if (value == nullptr) throw NotFused(std::string("a parameter group has no '") + name + "'");
   return value;
+}
+
+PyObject* find_value(PyObject* group, const HyperparameterKey& key, const char* name) {
+  PyObject* value = find(group, key.key, name);
+  if (key.item < 0) return value;
+  const bool is_list = PyList_Check(value);
+  if (!is_list && !PyTuple_Check(value))
+    throw NotFused(std::string("'") + name + "' is not in a tuple");
+  const Py_ssize_t size = is_list ? PyList_GET_SIZE(value) : PyTuple_GET_SIZE(value);
+  if (key.item >= size) throw NotFused(std::string("'") + name + "' is missing");
+  return is_list ? PyList_GET_ITEM(value, key.item) : PyTuple_GET_ITEM(value, key.item);
 }
 
 }  // namespace
@@ -49,26 +62,41 @@ double read_number(PyObject* value, const char* name) {
   return number;
 }
 
+Variant read_variant(PyObject* group, const std::vector<HyperparameterKey>& keys,
+                     const RuleSpec& rule) {
+  Variant variant = 0;
+  for (int i = 0; i < rule.num_states; ++i) {
+    const char* enabled_by = rule.states[i].enabled_by;
+    bool enabled = enabled_by == nullptr;
+    for (int h = 0; h < rule.num_hyperparameters && !enabled; ++h) {
+      const char* name = rule.hyperparameters[h];
+      enabled = name == std::string_view(enabled_by) &&
+                read_number(find_value(group, keys[h], name), name) != 0;
+    }
+    if (enabled) variant |= 1u << i;
+  }
+  return variant;
+}
+
 HyperparameterRow read_row(PyObject* group, const std::vector<HyperparameterKey>& keys,
-                           const RuleSpec& rule, double grad_multiplier) {
+                           const RuleSpec& rule, Device device, std::vector<at::Tensor>& owned) {
   static PyObject* const maximize = PyUnicode_InternFromString("maximize");
   HyperparameterRow row{};
   for (size_t i = 0; i < keys.size(); ++i) {
     const char* name = rule.hyperparameters[i];
-    PyObject* value = find(group, keys[i].key, name);
-    if (keys[i].item >= 0) {
-      const bool is_list = PyList_Check(value);
-      if (!is_list && !PyTuple_Check(value))
-        throw NotFused(std::string("'") + name + "' is not in a tuple");
-      const Py_ssize_t size = is_list ? PyList_GET_SIZE(value) : PyTuple_GET_SIZE(value);
-      if (keys[i].item >= size) throw NotFused(std::string("'") + name + "' is missing");
-      value =
-          is_list ? PyList_GET_ITEM(value, keys[i].item) : PyTuple_GET_ITEM(value, keys[i].item);
+    PyObject* value = find_value(group, keys[i], name);
+    if (device.kind == DeviceKind::CPU || !is_device_number(value)) {
+      row.values[i] = read_number(value, name);
+      continue;
     }
-    row.values[i] = read_number(value, name);
+    const at::Tensor& tensor = THPVariable_Unpack(value);
+    const bool is_float = tensor.scalar_type() == at::kFloat;
+    owned.push_back(to_device(tensor, device, is_float ? at::kFloat : at::kDouble));
+    row.addresses[i] = owned.back().const_data_ptr();
+    if (!is_float) row.are_doubles |= 1u << i;
   }
   const bool negate = read_number(find(group, maximize, "maximize"), "maximize") != 0;
-  row.grad_multiplier = negate ? -grad_multiplier : grad_multiplier;
+  row.grad_multiplier = negate ? -1.0 : 1.0;
   return row;
 }
 

@@ -1,6 +1,7 @@
 // One parameter group's hyperparameters, read from its dict into a row of doubles.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <Python.h>
 
 #include <vector>
@@ -22,8 +23,13 @@ std::vector<HyperparameterKey> intern_hyperparameters(const RuleSpec& rule);
 /// Throws NotFused where it is none of these or takes part in autograd.
 double read_number(PyObject* value, const char* name);
 
-/// The group's row; maximize's sign goes into `grad_multiplier`.
+/// Which states the group's hyperparameters switch on.
+Variant read_variant(PyObject* group, const std::vector<HyperparameterKey>& keys,
+                     const RuleSpec& rule);
+
+/// The group's row for parameters on this device, maximize's sign its grad_multiplier. For a CUDA
+/// device, values in CUDA tensors stay there; copies made for it, if any, are added to `owned`.
 HyperparameterRow read_row(PyObject* group, const std::vector<HyperparameterKey>& keys,
-                           const RuleSpec& rule, double grad_multiplier);
+                           const RuleSpec& rule, Device device, std::vector<at::Tensor>& owned);
 
 }  // namespace fused_optim

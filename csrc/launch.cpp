@@ -1,6 +1,7 @@
 #include "launch.h"
 
 #include "cpu/apply.h"
+#include "cuda/engine.h"
 
 namespace fused_optim {
 namespace {
@@ -36,8 +37,22 @@ void for_each_bucket(const TensorTable& table, const std::function<void(const Bu
   }
 }
 
+void prepare(const TensorTable& table) {
+  const TensorEntry* last = nullptr;
+  for (const TensorEntry& entry : table.entries) {
+    if (entry.device.kind != DeviceKind::CUDA) continue;
+    if (last == nullptr || !same_bucket(*last, entry)) cuda::prepare(table.rule, entry);
+    last = &entry;
+  }
+}
+
 void launch(const TensorTable& table) {
-  for_each_bucket(table, cpu::apply);
+  for_each_bucket(table, [](const Bucket& bucket) {
+    if (bucket.first().device.kind == DeviceKind::CUDA)
+      cuda::apply(bucket);
+    else
+      cpu::apply(bucket);
+  });
 }
 
 }  // namespace fused_optim

@@ -20,13 +20,18 @@ int64_t span_of(const TensorTable& table, const TensorEntry& entry, int operand)
 
 std::vector<Interval> intervals_of(const TensorTable& table) {
   std::vector<Interval> intervals;
-  for (const TensorEntry& entry : table.entries)
+  const auto add = [&](const void* data, int64_t bytes, bool written) {
+    const auto begin = reinterpret_cast<uintptr_t>(data);
+    intervals.push_back({begin, begin + static_cast<uintptr_t>(bytes), written});
+  };
+  for (const TensorEntry& entry : table.entries) {
+    if (entry.device_step != nullptr) add(entry.device_step, sizeof(float), true);
     for (int operand = 0; operand < kMaxOperands; ++operand) {
       if (entry.operands[operand] == nullptr || entry.numel == 0) continue;
-      const auto begin = reinterpret_cast<uintptr_t>(entry.operands[operand]);
       const int64_t bytes = span_of(table, entry, operand) * item_size(entry.dtype);
-      intervals.push_back({begin, begin + static_cast<uintptr_t>(bytes), operand != kGrad});
+      add(entry.operands[operand], bytes, operand != kGrad);
     }
+  }
   return intervals;
 }
 

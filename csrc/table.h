@@ -23,10 +23,18 @@ struct Device {
   friend bool operator==(Device a, Device b) { return a.kind == b.kind && a.index == b.index; }
 };
 
-/// One group's hyperparameters, in the order of the rule's list.
+/// One group's hyperparameters on one device, in the order of the rule's list.
 struct HyperparameterRow {
   double values[kMaxHyperparameters];
-  double grad_multiplier;  // maximize's sign over AMP's scale
+  const void* addresses[kMaxHyperparameters];  // of values on the device, else nullptr
+  uint32_t are_doubles;                        // a bit for each address: double, else float
+  double grad_multiplier;                      // maximize's sign over AMP's scale on the host
+};
+
+/// AMP's two tensors where they are on the device: read by the kernel, or nullptr.
+struct AmpPointers {
+  const float* grad_scale = nullptr;
+  const float* found_inf = nullptr;
 };
 
 /// Operands of a tensor: 0 the parameter, 1 the gradient, then the states.
@@ -60,6 +68,7 @@ struct TensorTable {
   std::vector<HyperparameterRow> rows;
   std::vector<StridedLayout> strided;
   std::vector<TensorEntry> entries;
+  std::vector<AmpPointers> amp;  // by index of CUDA device, for those that entries are on
 };
 
 /// Tensors that one launch serves: same device, dtype and rule variant.

@@ -84,11 +84,14 @@ class FusedOptimizer(_Base):
         """
         if torch.compiler.is_compiling():
             return self._torch_step(self, closure)
+        defaults = self.defaults
+        if "capturable" in defaults and torch.cuda.is_initialized():
+            # CUDA graphs are for optimizers whose groups say capturable=True: torch's own check.
+            self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        defaults = self.defaults
         # The constructor's flags, not the groups': a checkpoint overwrites those.
         if (
             defaults.get("foreach")

@@ -9,18 +9,25 @@
 namespace fused_optim::cuda {
 
 /// Elements that a block takes at a time; every tensor begins a chunk of its own.
-constexpr int64_t kChunk = 1 << 15;
+/// Few enough that the blocks of a launch end nearly together.
+constexpr int64_t kChunk = 1 << 13;
 
 /// Rows of hyperparameters, then entries, then the layouts of strided tensors, in 8-byte words.
 /// It travels by value: there is no copy on the device to go stale, and CUDA graphs capture it.
 struct KernelTable {
   static constexpr int kWords = 4090;
+  /// Values of `arrival`: below kArrivals, the counter by which the last block to be through knows
+  /// that it is, and advances the steps.
+  static constexpr uint32_t kArrivals = 4096;
+  static constexpr uint32_t kAllArrived = kArrivals;  // a launch of one block after all others
+  static constexpr uint32_t kNoStepsToAdvance = kArrivals + 1;
 
   const float* found_inf;   // on the device, or nullptr; any value but 0 skips the step
   const float* grad_scale;  // on the device, or nullptr
   uint32_t num_entries;
   uint32_t num_chunks;
   uint32_t first_entry;  // its word
+  uint32_t arrival;
   uint64_t words[kWords];
 };
 static_assert(sizeof(KernelTable) <= 32764, "the limit of kernel arguments since CUDA 12.1");

@@ -52,9 +52,13 @@ class Packer {
   void add_row(int32_t index) {
     const HyperparameterRow& row = bucket_.table->rows[index];
     rows_.push_back(bits_as<uint64_t>(row.grad_multiplier));
-    rows_.push_back(0);  // all values are the host's
+    uint64_t on_device = 0;
     for (int i = 0; i < spec_.num_hyperparameters; ++i)
-      rows_.push_back(bits_as<uint64_t>(row.values[i]));
+      if (row.addresses[i] != nullptr) on_device |= uint64_t{1} << i;
+    rows_.push_back(on_device | static_cast<uint64_t>(row.are_doubles) << 32);
+    for (int i = 0; i < spec_.num_hyperparameters; ++i)
+      rows_.push_back(row.addresses[i] != nullptr ? reinterpret_cast<uint64_t>(row.addresses[i])
+                                                  : bits_as<uint64_t>(row.values[i]));
     last_row_ = index;
     ++num_rows_;
   }
@@ -87,6 +91,7 @@ class Packer {
     table.num_entries = static_cast<uint32_t>(entries_.size() / EntryView::size(num_operands()));
     table.num_chunks = chunks_;
     table.first_entry = static_cast<uint32_t>(rows_.size());
+    table.arrival = KernelTable::kNoStepsToAdvance;
     uint64_t* words = table.words;
     for (auto* part : {&rows_, &entries_, &layouts_}) {
       words = std::copy(part->begin(), part->end(), words);

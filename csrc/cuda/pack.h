@@ -8,12 +8,6 @@
 
 namespace fused_optim::cuda {
 
-/// AMP's two tensors, read by the kernel: addresses on the device, or nullptr.
-struct AmpPointers {
-  const float* grad_scale = nullptr;
-  const float* found_inf = nullptr;
-};
-
 /// The tables of the launches that step this bucket, in order.
 std::vector<KernelTable> pack(const Bucket& bucket, const AmpPointers& amp);
 

@@ -8,6 +8,9 @@
 //                    switches it on (none: always there);
 //   has_step         whether torch keeps a `step` in the state; where it does not, `step` is 1
 //                    for a parameter whose state is new and 2 ever after;
+//   first_step_differs_with
+//                    optional, for rules without step: the hyperparameter that at 0 makes the
+//                    first step the one that states of zero would give anyway;
 //   Scalars<T>       what is the same for all elements of a tensor, and
 //   scalars<T>(hyperparameters, step), which computes it, in double until the last assignment;
 //   update<variant>(param, grad, state, scalars)
@@ -43,6 +46,7 @@ struct RuleSpec {
   const StateSpec* states;
   int num_states;
   bool has_step;
+  const char* first_step_differs_with;  // nullptr: it doesn't
 };
 
 template <class Rule>
@@ -62,8 +66,11 @@ constexpr RuleSpec make_spec() {
   constexpr int num_hyperparameters = sizeof(Rule::hyperparameters) / sizeof(const char*);
   static_assert(sizeof(typename Rule::Hyperparameters) == num_hyperparameters * sizeof(double));
   static_assert(num_hyperparameters <= kMaxHyperparameters && num_states<Rule> <= kMaxStates);
-  return {Rule::name,   Rule::hyperparameters, num_hyperparameters,
-          Rule::states, num_states<Rule>,      Rule::has_step};
+  const char* first_step_differs_with = nullptr;
+  if constexpr (requires { Rule::first_step_differs_with; })
+    first_step_differs_with = Rule::first_step_differs_with;
+  return {Rule::name,       Rule::hyperparameters, num_hyperparameters,    Rule::states,
+          num_states<Rule>, Rule::has_step,        first_step_differs_with};
 }
 
 }  // namespace fused_optim

@@ -15,6 +15,7 @@ struct SGD {
   };
   static constexpr StateSpec states[] = {{"momentum_buffer", "momentum"}};
   static constexpr bool has_step = false;
+  static constexpr const char* first_step_differs_with = "dampening";
 
   template <class T>
   struct Scalars {

@@ -1,0 +1,140 @@
+// The CUDA engine: from buckets to launches on each device's current stream.
+#include "../engine.h"
+
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+
+#include "../../rules/registry.h"
+#include "../kernel_body.h"
+#include "../pack.h"
+#include "arrivals.h"
+#include "kernels.h"
+
+namespace fused_optim::cuda {
+namespace {
+
+/// A kernel as errors speak of it.
+struct KernelName {
+  int rule;
+  Variant variant;
+  DType dtype;
+  Device device;
+
+  std::string text() const {
+    static constexpr const char* kDTypes[kNumDTypes] = {"float32", "float64", "bfloat16",
+                                                        "float16"};
+    std::string states;
+    for (int i = 0; i < kRules[rule].num_states; ++i)
+      if (has_state(variant, i)) states += std::string(", ") + kRules[rule].states[i].name;
+    return std::string(kRules[rule].name) + "<" + kDTypes[static_cast<int>(dtype)] + states +
+           "> on cuda:" + std::to_string(device.index);
+  }
+};
+
+void check(cudaError_t error, const char* doing, const KernelName& name) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call doesn't report it once more
+  std::string message = std::string("fused_optim: ") + doing + " kernel " + name.text() +
+                        " failed: " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) +
+                        ")";
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
+    message += ". It was compiled for architectures " + built_archs() +
+               "; set TORCH_CUDA_ARCH_LIST to this device's and install again";
+  throw std::runtime_error(message);
+}
+
+struct Kernel {
+  const void* function;
+  uint32_t max_blocks;  // that the device runs at a time
+};
+
+/// The kernel, with its occupancy asked for once per device. The device must be current.
+Kernel find_kernel(const KernelName& name) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, uint32_t> known;
+  const void* function = step_kernel(name.rule, name.variant, name.dtype);
+  if (function == nullptr) throw std::logic_error("fused_optim: no kernel " + name.text());
+  const std::lock_guard lock(mutex);
+  uint32_t& max_blocks = known[{function, name.device.index}];
+  if (max_blocks == 0) {
+    int per_multiprocessor = 0, multiprocessors = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, function, kThreads, 0),
+          "preparing", name);
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount,
+                                 name.device.index),
+          "preparing", name);
+    max_blocks = static_cast<uint32_t>(std::max(1, per_multiprocessor * multiprocessors));
+  }
+  return {function, max_blocks};
+}
+
+void launch(const Kernel& kernel, uint32_t blocks, KernelTable& table, cudaStream_t stream,
+            const KernelName& name) {
+  void* arguments[] = {&table};
+  check(cudaLaunchKernel(kernel.function, dim3(blocks), dim3(kThreads), arguments, 0, stream),
+        "launching", name);
+}
+
+KernelName name_of(int rule, const TensorEntry& entry) {
+  return {rule, entry.variant, entry.dtype, entry.device};
+}
+
+}  // namespace
+
+bool is_built() {
+  return true;
+}
+
+std::string built_archs() {
+  std::string text;
+  for (int i = 0; i < kNumCompiledArchs; ++i) {
+    const int arch = kCompiledArchs[i];
+    text += (i > 0 ? ", " : "") + std::to_string(arch / 100) + "." + std::to_string(arch / 10 % 10);
+  }
+  return text;
+}
+
+bool is_capturing(Device device) {
+  const c10::cuda::CUDAGuard guard(device.index);
+  return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+}
+
+void prepare(int rule, const TensorEntry& entry) {
+  const c10::cuda::CUDAGuard guard(entry.device.index);
+  find_kernel(name_of(rule, entry));
+}
+
+void apply(const Bucket& bucket) {
+  const TensorEntry& first = bucket.first();
+  const c10::cuda::CUDAGuard guard(first.device.index);
+  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(first.device.index);
+  const KernelName name = name_of(bucket.table->rule, first);
+  const Kernel kernel = find_kernel(name);
+  const auto index = static_cast<size_t>(first.device.index);
+  const std::vector<AmpPointers>& amp = bucket.table->amp;
+
+  uint32_t arrival = KernelTable::kNoStepsToAdvance;
+  if (first.device_step != nullptr) {
+    cudaStreamCaptureStatus status;
+    unsigned long long capture = 0;
+    check(cudaStreamGetCaptureInfo(stream, &status, &capture), "launching", name);
+    arrival = arrival_for(stream.id(), status == cudaStreamCaptureStatusActive ? capture : 0);
+  }
+  for (KernelTable& table : pack(bucket, index < amp.size() ? amp[index] : AmpPointers())) {
+    table.arrival = arrival;
+    launch(kernel, std::clamp(table.num_chunks, 1u, kernel.max_blocks), table, stream, name);
+    if (first.device_step == nullptr || arrival != KernelTable::kNoStepsToAdvance) continue;
+    // No counter of arrivals was left: the steps are advanced by a launch of their own.
+    table.arrival = KernelTable::kAllArrived;
+    table.num_chunks = 0;
+    launch(kernel, 1, table, stream, name);
+  }
+}
+
+}  // namespace fused_optim::cuda

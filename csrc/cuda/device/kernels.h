@@ -1,0 +1,16 @@
+// The compiled kernels, by rule, variant and dtype.
+#pragma once
+
+#include "../../table.h"
+
+namespace fused_optim::cuda {
+
+/// What cudaLaunchKernel takes: a kernel whose one argument is a KernelTable.
+/// nullptr where no kernel serves these.
+const void* step_kernel(int rule, Variant variant, DType dtype);
+
+/// The value of nvcc's __CUDA_ARCH_LIST__.
+extern const int kCompiledArchs[];
+extern const int kNumCompiledArchs;
+
+}  // namespace fused_optim::cuda

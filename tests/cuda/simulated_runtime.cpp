@@ -1,0 +1,447 @@
+// A CUDA runtime for machines without a GPU: preloaded in place of libcudart, it runs this
+// project's kernels on the host, so that tests can step CUDA tensors through gather, launch and
+// kernel. torch's own kernels are not run, but for the few that fill a tensor with a number.
+//
+// Device memory is inaccessible but to kernels and copies: a read of it on the host is a crash.
+// Launches check that they use their own device's memory. Work is done at once, in order; a
+// capture keeps it for its graph's launches. Nothing here imitates timing or concurrency.
+#include <cuda_runtime_api.h>
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <typeinfo>
+#include <vector>
+
+#include "cuda/kernel_body.h"
+#include "instances.h"
+
+namespace {
+
+using namespace fused_optim;
+using namespace fused_optim::cuda;
+
+constexpr int kDevices = 2;
+constexpr int kMultiprocessors = 3;  // few, so that blocks have several chunks each
+
+struct Allocation {
+  size_t size;
+  int device;
+};
+using Work = std::function<void()>;
+struct Capture {
+  unsigned long long id;
+  std::vector<Work> work;
+};
+struct Stream {
+  Capture* capture = nullptr;
+};
+
+thread_local int current_device = 0;
+unsigned long long captures = 0;
+int launches = 0, synchronizations = 0;
+std::map<uintptr_t, Allocation>& allocations() {
+  static std::map<uintptr_t, Allocation> all;
+  return all;
+}
+std::map<const void*, const char*>& kernel_names() {
+  static std::map<const void*, const char*> names;
+  return names;
+}
+Stream legacy_stream;
+
+Stream& stream_of(cudaStream_t stream) {
+  const auto handle = reinterpret_cast<uintptr_t>(stream);
+  return handle <= 2 ? legacy_stream : *reinterpret_cast<Stream*>(stream);
+}
+
+[[noreturn]] void die(const std::string& what) {
+  std::fprintf(stderr, "simulated CUDA runtime: %s\n", what.c_str());
+  std::abort();
+}
+
+int device_at(const void* address) {
+  const auto begin = reinterpret_cast<uintptr_t>(address);
+  auto next = allocations().upper_bound(begin);
+  if (next == allocations().begin()) return -1;
+  --next;
+  return begin < next->first + next->second.size ? next->second.device : -1;
+}
+
+/// Makes device memory accessible for as long as a kernel or copy runs.
+struct Access {
+  Access() { protect(PROT_READ | PROT_WRITE); }
+  ~Access() { protect(PROT_NONE); }
+  static void protect(int access) {
+    for (const auto& [begin, allocation] : allocations())
+      mprotect(reinterpret_cast<void*>(begin), allocation.size, access);
+  }
+};
+
+cudaError_t submit(cudaStream_t stream, Work work) {
+  if (Capture* capture = stream_of(stream).capture) {
+    capture->work.push_back(std::move(work));
+  } else {
+    const Access access;
+    work();
+  }
+  return cudaSuccess;
+}
+
+void check_address(const void* address, int device, const char* what) {
+  if (address != nullptr && device_at(address) != device)
+    die(std::string(what) + " is not on the kernel's device");
+}
+
+template <class Kernel>
+void run_step_kernel(dim3 grid, dim3 block, const KernelTable& table, int device) {
+  check_address(table.found_inf, device, "found_inf");
+  check_address(table.grad_scale, device, "grad_scale");
+  for (uint32_t i = 0; i < table.num_entries; ++i) {
+    const EntryView entry{
+        table.words + table.first_entry + i * EntryView::size(Kernel::kOperands),
+        Kernel::kOperands};
+    for (int k = 0; k < Kernel::kOperands; ++k) {
+      if (entry.numel() > 0) check_address(entry.operand(k), device, "an operand");
+    }
+    if (entry.flags() & EntryView::kDeviceStep) check_address(entry.device_step(), device, "step");
+  }
+  for (uint32_t b = 0; b < grid.x; ++b)
+    for (uint32_t t = 0; t < block.x; ++t) Kernel::run({b, t, grid.x, block.x}, table);
+  if (table.arrival == KernelTable::kNoStepsToAdvance) return;
+  for (uint32_t t = 0; t < block.x; ++t) Kernel::advance_steps(t, block.x, table);
+}
+
+/// "INS_4AdamELj3EfE": how rule, variant and dtype stand in the mangled name of a kernel.
+template <class I>
+std::string mangled_arguments() {
+  const std::string name = typeid(I).name(), prefix = "N11fused_optim8Instance";
+  return name.substr(prefix.size(), name.size() - prefix.size() - 1);
+}
+
+bool run_ours(const std::string& name, dim3 grid, dim3 block, void** arguments,
+              cudaStream_t stream) {
+  const size_t at = name.find("step_kernel_of");
+  if (at == std::string::npos) return false;
+  const std::string rest = name.substr(at + std::strlen("step_kernel_of"));
+  bool found = false;
+  for (int rule = 0; rule < kNumRules; ++rule)
+    for (Variant variant = 0; variant < (1u << kMaxStates); ++variant)
+      for (int dtype = 0; dtype < kNumDTypes; ++dtype)
+        with_instance(rule, variant, static_cast<DType>(dtype), [&]<class I>(I) {
+          if (!rest.starts_with(mangled_arguments<I>())) return;
+          found = true;
+          const KernelTable table = *static_cast<const KernelTable*>(arguments[0]);
+          const int device = current_device;
+          submit(stream, [=] {
+            run_step_kernel<StepKernel<typename I::Rule, I::variant, typename I::Storage>>(
+                grid, block, table, device);
+          });
+        });
+  ++launches;
+  return found;
+}
+
+/// torch's tensor.fill_(number) for float and double: (count, functor, pointers to the tensors).
+bool run_fill(const std::string& name, void** arguments, cudaStream_t stream) {
+  if (name.find("FillFunctor") == std::string::npos) return false;
+  const int count = *static_cast<int*>(arguments[0]);
+  char* data = *static_cast<char**>(arguments[2]);
+  const auto fill = [&]<class T>(T value) {
+    submit(stream, [=] {
+      for (int i = 0; i < count; ++i) std::memcpy(data + i * sizeof(T), &value, sizeof(T));
+    });
+    return true;
+  };
+  const auto is = [&](const char* type) {
+    return name.find(std::string("FillFunctorI") + type + "E") != std::string::npos;
+  };
+  if (is("f")) return fill(*static_cast<uint32_t*>(arguments[1]));
+  if (is("d")) return fill(*static_cast<uint64_t*>(arguments[1]));
+  if (is("N3c108BFloat16")) return fill(*static_cast<uint16_t*>(arguments[1]));
+  if (is("N3c104Half")) return fill(*static_cast<uint16_t*>(arguments[1]));
+  if (is("l")) return fill(*static_cast<uint64_t*>(arguments[1]));
+  if (is("N3c107complexIfE")) return fill(*static_cast<uint64_t*>(arguments[1]));
+  return false;
+}
+
+void run_kernel(const void* function, dim3 grid, dim3 block, void** arguments,
+                cudaStream_t stream) {
+  const std::string name = kernel_names()[function];
+  if (run_ours(name, grid, block, arguments, stream) || run_fill(name, arguments, stream)) return;
+  die("no way to run " + name);
+}
+
+}  // namespace
+
+extern "C" {
+
+int simulated_launches() {
+  return launches;
+}
+int simulated_synchronizations() {
+  return synchronizations;
+}
+
+// Kernels.
+void** __cudaRegisterFatBinary(void*) {
+  static void* handle;
+  return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*,
+                            dim3*, dim3*, int*) {
+  kernel_names()[host] = name;
+}
+cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
+  *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(function));
+  return cudaSuccess;
+}
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
+                               size_t, cudaStream_t stream) {
+  run_kernel(reinterpret_cast<const void*>(kernel), grid, block, arguments, stream);
+  return cudaSuccess;
+}
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t,
+                             cudaStream_t stream) {
+  if (std::getenv("SIMULATED_LAUNCH_FAILURE")) return cudaErrorLaunchOutOfResources;
+  run_kernel(function, grid, block, arguments, stream);
+  return cudaSuccess;
+}
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
+  if (std::getenv("SIMULATED_OTHER_ARCH")) return cudaErrorNoKernelImageForDevice;
+  *blocks = 2;
+  return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->binaryVersion = attributes->ptxVersion = 90;
+  attributes->maxThreadsPerBlock = 1024;
+  return cudaSuccess;
+}
+
+// Devices.
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = kDevices;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  current_device = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  std::memset(properties, 0, sizeof(*properties));
+  std::strcpy(properties->name, "simulated");
+  properties->major = 9;
+  properties->multiProcessorCount = kMultiprocessors;
+  properties->warpSize = 32;
+  properties->maxThreadsPerBlock = 1024;
+  properties->maxThreadsPerMultiProcessor = 2048;
+  properties->totalGlobalMem = size_t{1} << 34;
+  for (int& size : properties->maxGridSize) size = 65535;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount         ? kMultiprocessors
+           : attribute == cudaDevAttrComputeCapabilityMajor    ? 9
+                                                               : 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -1;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
+  *can = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) {
+  return cudaSuccess;
+}
+cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
+cudaError_t cudaPeekAtLastError() {
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() {
+  ++synchronizations;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  *function = nullptr;
+  if (result) *result = cudaDriverEntryPointSymbolNotFound;
+  return cudaErrorSymbolNotFound;
+}
+
+// The one function of the driver's library that torch calls: whether a device is in use.
+int cuDevicePrimaryCtxGetState(int, unsigned* flags, int* active) {
+  *flags = 0;
+  *active = 1;
+  return 0;
+}
+
+// Memory.
+cudaError_t cudaMalloc(void** pointer, size_t size) {
+  *pointer = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (*pointer == MAP_FAILED) return cudaErrorMemoryAllocation;
+  allocations()[reinterpret_cast<uintptr_t>(*pointer)] = {size, current_device};
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* pointer) {
+  const auto found = allocations().find(reinterpret_cast<uintptr_t>(pointer));
+  if (found == allocations().end()) return cudaSuccess;
+  munmap(pointer, found->second.size);
+  allocations().erase(found);
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *free = *total = size_t{1} << 34;
+  return cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  *attributes = {};
+  const int device = device_at(pointer);
+  attributes->type = device < 0 ? cudaMemoryTypeUnregistered : cudaMemoryTypeDevice;
+  attributes->device = device < 0 ? 0 : device;
+  return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void** pointer, size_t size, unsigned) {
+  *pointer = std::malloc(size);
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* pointer) {
+  std::free(pointer);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  return submit(stream, [=] { std::memcpy(to, from, size); });
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
+  ++synchronizations;
+  return submit(nullptr, [=] { std::memcpy(to, from, size); });
+}
+cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size,
+                                cudaStream_t stream) {
+  return submit(stream, [=] { std::memcpy(to, from, size); });
+}
+cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t stream) {
+  return submit(stream, [=] { std::memset(to, value, size); });
+}
+
+// Streams and events.
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
+  *stream = reinterpret_cast<cudaStream_t>(new Stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t) {
+  return cudaSuccess;
+}
+cudaError_t cudaStreamQuery(cudaStream_t) {
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  ++synchronizations;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = reinterpret_cast<cudaEvent_t>(new char);
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete reinterpret_cast<char*>(event);
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t, cudaStream_t, unsigned) {
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t) {
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  ++synchronizations;
+  return cudaSuccess;
+}
+
+// Graphs.
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  stream_of(stream).capture = new Capture{++captures, {}};
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = reinterpret_cast<cudaGraph_t>(stream_of(stream).capture);
+  stream_of(stream).capture = nullptr;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const bool active = stream_of(stream).capture != nullptr;
+  *status = active ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id, cudaGraph_t* graph,
+                                     const cudaGraphNode_t** dependencies,
+                                     const cudaGraphEdgeData** edges, size_t* count) {
+  Capture* capture = stream_of(stream).capture;
+  cudaStreamIsCapturing(stream, status);
+  if (id) *id = capture ? capture->id : 0;
+  if (graph) *graph = reinterpret_cast<cudaGraph_t>(capture);
+  if (dependencies) *dependencies = nullptr;
+  if (edges) *edges = nullptr;
+  if (count) *count = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) {
+  return cudaSuccess;
+}
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* count) {
+  *count = reinterpret_cast<Capture*>(graph)->work.size();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                          unsigned long long) {
+  *executable = reinterpret_cast<cudaGraphExec_t>(graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t) {
+  const Access access;
+  for (const Work& work : reinterpret_cast<Capture*>(executable)->work) work();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t) {
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  delete reinterpret_cast<Capture*>(executable);
+  return cudaSuccess;
+}
+
+}  // extern "C"
