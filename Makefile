@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc fused_optim -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.py' -o -name '*.pyi' | grep -v _build.py)
 
-.PHONY: bench test lint format sanitize clean
+.PHONY: bench test lint format sanitize cuda-build clean
 
 bench: $(VENV)/.installed
 	$(BIN)/python examples/digits.py
@@ -19,13 +19,13 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
 	$(BIN)/mypy
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
+	$(BIN)/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
 
 # The suite once under AddressSanitizer and UndefinedBehaviorSanitizer. The interpreter is not
 # instrumented, so its leaks are not looked for; the sanitizers' runtime must be loaded first.
@@ -36,6 +36,18 @@ sanitize: $(VENV)/.installed
 	FUSED_OPTIM_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED)/temp --build-lib $(SANITIZED)/lib
 	cd tests && $(SANITIZERS) $(abspath $(BIN))/python -c "import fused_optim._C as c; assert 'sanitize' in c.__file__, c.__file__"
 	$(SANITIZERS) $(BIN)/pytest -m "not process"
+
+# The package with its CUDA kernels, in a second environment with a CUDA build of torch: compiled,
+# linked, imported and tested, with or without a GPU.
+CUDA_VENV ?= .venv-cuda
+CUDA_TORCH ?= torch==2.11.0
+CUDA_HOME ?= /usr/local/cuda
+TORCH_CUDA_ARCH_LIST ?= 8.0;9.0
+CUDA_BUILD := FUSED_OPTIM_CUDA=1 CUDA_HOME="$(CUDA_HOME)" TORCH_CUDA_ARCH_LIST="$(TORCH_CUDA_ARCH_LIST)"
+cuda-build:
+	$(CUDA_BUILD) $(MAKE) VENV="$(CUDA_VENV)" TORCH="$(CUDA_TORCH)" "$(CUDA_VENV)/.installed"
+	$(CUDA_VENV)/bin/python -m fused_optim info
+	$(CUDA_BUILD) $(CUDA_VENV)/bin/pytest
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -48,4 +60,4 @@ $(VENV)/.installed: $(VENV)/.torch setup.py build_backend.py pyproject.toml $(SO
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fused_optim/_build.py fused_optim/*.so
+	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info fused_optim/_build.py fused_optim/*.so

@@ -138,7 +138,8 @@ class Gatherer {
       if (!has_state(variant_, i)) continue;
       const char* name = spec_.states[i].name;
       if (found.values[i] != nullptr && found.values[i] != Py_None) {
-        const c10::TensorImpl& state = *state_tensor(where_, found.values[i], name).unsafeGetTensorImpl();
+        const c10::TensorImpl& state =
+            *state_tensor(where_, found.values[i], name).unsafeGetTensorImpl();
         check_operand(where_, param, state, name);
         add_operand(entry, param, state, kFirstState + i, name);
       } else if (all_new || !spec_.has_step) {

@@ -18,7 +18,8 @@ struct NotFused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// State that the step creates, or a `step` that it moves to the parameter's device: put into the optimizer's state dict only once all is checked.
+/// State that the step creates, or a `step` that it moves to the parameter's device: put into the
+/// optimizer's state dict only once all is checked.
 struct NewState {
   PyObject* param;     // borrowed
   PyObject* existing;  // borrowed: the parameter's state dict where there is one, else nullptr

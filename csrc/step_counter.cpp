@@ -25,7 +25,8 @@ const at::Tensor& existing_step(const Where& where, PyObject* value) {
   const at::Tensor& step = state_tensor(where, value, "step");
   if (step.is_meta()) where.fail("step", "is on the meta device: it has no value");
   const c10::TensorImpl& tensor = *step.unsafeGetTensorImpl();
-  if (tensor.numel() != 1) where.fail("step", "has shape " + shape_of(tensor) + ", not one element");
+  if (tensor.numel() != 1)
+    where.fail("step", "has shape " + shape_of(tensor) + ", not one element");
   const auto type = tensor.dtype().toScalarType();
   if (type != at::kFloat && type != at::kDouble) throw NotFused("step is of no float dtype");
   if (!is_plain(tensor)) throw NotFused("step is no plain strided tensor");
@@ -52,7 +53,8 @@ at::Tensor moved_step(const Where& where, const at::Tensor& step, Device device)
   const double count = read_count(step.const_data_ptr(), dtype_of(tensor));
   check_count(where, count);
   // The number travels in a kernel's arguments: a copy from memory would make the host wait.
-  return at::full(step.sizes(), count, at::TensorOptions(at::kFloat).device(at::kCUDA, device.index));
+  return at::full(step.sizes(), count,
+                  at::TensorOptions(at::kFloat).device(at::kCUDA, device.index));
 }
 
 double read_count(const void* data, DType dtype) {

@@ -10,7 +10,9 @@ from twins import (
     assert_unchanged,
     case_id,
     copies,
+    grad_scaler,
     make_params,
+    on_cuda,
     set_grads,
     snapshot,
 )
@@ -42,6 +44,8 @@ def test_grad_scale(case, maximize):
 def test_any_nonzero_found_inf_skips(case, first, found_inf):
     """GradScaler sums found_inf over devices. A first step that overflows leaves no state behind:
     torch's fused SGD keeps an uninitialised momentum buffer."""
+    if first and on_cuda():
+        pytest.skip("state is there before the device knows of the overflow, as in torch")
     cls, options = case
     params = make_params([(7,), (2, 3)])
     optimizer = cls(params, **options)
@@ -68,7 +72,7 @@ def test_grad_scaler(case, path):
         params = [wide[:, 2:6].detach().requires_grad_()]
     other = [torch.nn.Parameter(params[0].detach().clone().contiguous())]
     ours, theirs = cls(params, **options), TORCH[cls](other, foreach=False, **options)
-    scalers = [torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=4) for _ in range(2)]
+    scalers = [grad_scaler(init_scale=64.0, growth_interval=4) for _ in range(2)]
     for i in range(20):
         factor = torch.randn(6, 4, dtype=torch.float64)
         if i in (0, 7, 8):  # the very first step overflows
@@ -93,7 +97,7 @@ def test_unscaled_and_clipped_by_the_user(optimizer_class):
     other = copies(params)
     ours, theirs = optimizer_class(params), TORCH[optimizer_class](other, foreach=False)
     for p, optimizer in ((params[0], ours), (other[0], theirs)):
-        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        scaler = grad_scaler(init_scale=64.0)
         for _ in range(5):
             optimizer.zero_grad()
             scaler.scale((p**2).sum()).backward()

@@ -1,10 +1,5 @@
 """The CUDA kernels' body, run on the host: every thread of every block, against the CPU engine."""
 
-import pathlib
-import re
-import shutil
-import subprocess
-
 import pytest
 import torch
 from twins import CASES, case_id, copies, same_bits, set_grads
@@ -12,10 +7,9 @@ from twins import CASES, case_id, copies, same_bits, set_grads
 import fused_optim
 import fused_optim._C as _C
 
-ROOT = pathlib.Path(__file__).parents[1]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-#: Ragged in every way: around a pack of 16 bytes, around a chunk of 32,768 elements, empty.
-SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 100, 1001, 32_767, 32_768, 32_769, 70_001]
+#: Ragged in every way: around a pack of 16 bytes, around a chunk of 8,192 elements, empty.
+SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 100, 1001, 8191, 8192, 8193, 20_001]
 LAUNCHES = [(1, 1), (3, 32), (132, 7)]
 
 
@@ -145,55 +139,3 @@ def test_step_counters_are_advanced_by_the_kernel(optimizer_class):
         for p in params:
             if "step" in optimizer.state[p]:
                 assert optimizer.state[p]["step"].item() == expected
-
-
-def _states(cls, options):
-    """Names of the state tensors that a class keeps with these options."""
-    param = torch.zeros(1, requires_grad=True)
-    param.grad = torch.zeros(1)
-    optimizer = cls([param], **options)
-    optimizer.step()
-    return optimizer.state[param].keys()
-
-
-PATHS = ["/usr/local/cuda/bin/nvcc", shutil.which("nvcc")]
-NVCC = next((path for path in PATHS if path and pathlib.Path(path).exists()), None)
-PROBE = """
-#include "cuda/kernel_body.h"
-#include "instances.h"
-using namespace fused_optim;
-using namespace fused_optim::cuda;
-
-template <class Kernel>
-__global__ void __launch_bounds__(kThreads, 1) run(const __grid_constant__ KernelTable table) {
-  Kernel::run({blockIdx.x, threadIdx.x, gridDim.x, blockDim.x}, table);
-}
-
-void launch(int rule, Variant variant, DType dtype, const KernelTable& table) {
-  with_instance(rule, variant, dtype, [&]<class I>(I) {
-    run<StepKernel<typename I::Rule, I::variant, typename I::Storage>><<<1, kThreads>>>(table);
-  });
-}
-"""
-
-
-@pytest.mark.process
-@pytest.mark.skipif(NVCC is None, reason="no CUDA compiler here")
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_device_code_has_no_spills(tmp_path, arch):
-    """Every kernel, in every variant and dtype: registers hold everything, no stack frame."""
-    (tmp_path / "probe.cu").write_text(PROBE)
-    result = subprocess.run(
-        [NVCC, "-std=c++20", "-O3", "--fmad=false", "--expt-relaxed-constexpr", f"-arch={arch}",
-         "-Xptxas", "-v", "-I", str(ROOT / "csrc"), "-cubin", "-o", "probe.cubin", "probe.cu"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=300,
-    )  # fmt: skip
-    report = result.stdout + result.stderr
-    assert result.returncode == 0, report
-    assert "warning" not in report, report
-    frames = re.findall(
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
-    )
-    variants = {(cls._rule, *sorted(_states(cls, options))) for cls, options in CASES}
-    assert len(frames) >= len(DTYPES) * len(variants)
-    assert set(frames) == {("0", "0", "0")}

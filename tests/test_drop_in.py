@@ -23,6 +23,7 @@ from twins import (
     case_id,
     copies,
     make_params,
+    randn,
     set_grads,
 )
 
@@ -114,7 +115,7 @@ def test_stepping_from_a_post_accumulate_grad_hook(optimizer_class):
         p.register_post_accumulate_grad_hook(step)
     theirs = TORCH[optimizer_class](other.parameters(), foreach=False)
     for seed in range(3):
-        x = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        x = randn((5, 4), torch.float64, torch.Generator().manual_seed(seed))
         model(x).pow(2).sum().backward()
         theirs.zero_grad()
         other(x).pow(2).sum().backward()
@@ -228,8 +229,8 @@ def test_tensors_dropped_by_another_thread_during_a_step():
         def drop(optimizer=optimizer, param=param, stop=stop):
             while not stop.is_set():
                 for key in ("exp_avg", "exp_avg_sq"):
-                    optimizer.state[param][key] = torch.zeros(6_000_000)
-                param.grad = torch.ones(6_000_000)
+                    optimizer.state[param][key] = torch.zeros_like(param)
+                param.grad = torch.ones_like(param)
 
         thread = threading.Thread(target=drop)
         thread.start()

@@ -12,6 +12,7 @@ from twins import (
     case_id,
     copies,
     make_params,
+    randn,
     set_grads,
     snapshot,
 )
@@ -154,7 +155,7 @@ def test_expanded_and_shared_gradients(optimizer_class):
     ours, theirs = optimizer_class(params), TORCH[optimizer_class](other, foreach=False)
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
-        grad = torch.randn(4, 1, dtype=torch.float64, generator=generator).expand(4, 6)
+        grad = randn((4, 1), torch.float64, generator).expand(4, 6)
         for p in (*params, *other):
             p.grad = grad
         ours.step()

@@ -6,7 +6,16 @@ import contextlib
 import pytest
 import torch
 from torch.nn import Parameter
-from twins import CASES, TORCH, assert_same_state, assert_same_values, case_id, copies, same_bits
+from twins import (
+    CASES,
+    TORCH,
+    assert_same_state,
+    assert_same_values,
+    case_id,
+    copies,
+    randn,
+    same_bits,
+)
 
 LAYOUTS = {
     "contiguous": lambda t: t.contiguous(),
@@ -18,7 +27,7 @@ SHAPE = (4, 3, 5, 37)
 
 
 def tensor(seed, dtype=torch.float64):
-    return torch.randn(SHAPE, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return randn(SHAPE, dtype, torch.Generator().manual_seed(seed))
 
 
 def laid_out(name, seed, dtype=torch.float64):
@@ -202,7 +211,7 @@ def test_meta_parameters_fail_and_work_once_materialised(optimizer_class):
         p.grad = torch.empty_like(p)
     with pytest.raises(RuntimeError, match="group 0, parameter 0: 'param' is on the meta device"):
         optimizer.step()
-    model.to_empty(device="cpu")
+    model.to_empty(device=torch.get_default_device())
     model.reset_parameters()
     optimizer = optimizer_class(model.parameters())
     model(torch.ones(1, 3)).sum().backward()

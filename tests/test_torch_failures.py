@@ -3,7 +3,15 @@
 import pytest
 import torch
 from torch.nn import Parameter
-from twins import CASES, TORCH, assert_same_values, copies, make_params, set_grads
+from twins import (
+    CASES,
+    TORCH,
+    assert_same_values,
+    copies,
+    grad_scaler,
+    make_params,
+    set_grads,
+)
 
 import fused_optim
 
@@ -52,7 +60,7 @@ def test_overflow_on_the_first_step_leaves_no_momentum():
     param, twin = (Parameter(torch.ones(1000)) for _ in range(2))
     ours = fused_optim.SGD([param], lr=0.1, momentum=0.9, dampening=0.5)
     theirs = torch.optim.SGD([twin], lr=0.1, momentum=0.9, dampening=0.5, foreach=False)
-    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0) for _ in range(2)]
+    scalers = [grad_scaler(init_scale=2.0) for _ in range(2)]
     for i in range(3):
         for p, optimizer, scaler in zip((param, twin), (ours, theirs), scalers, strict=True):
             optimizer.zero_grad()

@@ -58,12 +58,25 @@ def case_id(case):
     return cls.__name__ + "".join(f"-{k}={v}" for k, v in options.items())
 
 
+def on_cuda():
+    """Whether the test runs on the default device that tests/cuda sets."""
+    return torch.get_default_device().type == "cuda"
+
+
+def grad_scaler(**options):
+    return torch.amp.GradScaler(torch.get_default_device().type, **options)
+
+
+def randn(shape, dtype, generator):
+    """The same random numbers on every device."""
+    numbers = torch.randn(shape, dtype=dtype, generator=generator, device="cpu")
+    return numbers.to(torch.get_default_device())
+
+
 def make_params(shapes, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     wide = torch.complex128 if dtype.is_complex else torch.float64
-    return [
-        Parameter(torch.randn(shape, dtype=wide, generator=generator).to(dtype)) for shape in shapes
-    ]
+    return [Parameter(randn(shape, wide, generator).to(dtype)) for shape in shapes]
 
 
 def copies(params, dtype=None):
@@ -80,7 +93,7 @@ def set_grads(*param_lists, seed):
     generator = torch.Generator().manual_seed(1000 + seed)
     for params in zip(*param_lists, strict=True):
         wide = torch.complex128 if params[0].is_complex() else torch.float64
-        grad = torch.randn(params[0].shape, dtype=wide, generator=generator).to(params[0].dtype)
+        grad = randn(params[0].shape, wide, generator).to(params[0].dtype)
         for p in params:
             p.grad = torch.empty_like(p).copy_(grad)
 
@@ -125,7 +138,8 @@ def assert_same_values(ours, theirs, rtol=1e-12, atol=1e-12):
 
 
 def assert_same_state(ours, theirs, rtol=1e-12, atol=1e-12):
-    """The same keys in the same order, values, dtypes, shapes and strides."""
+    """The same keys in the same order, values, dtypes, shapes and strides. Only `step` may be
+    elsewhere: of CUDA parameters it is a float32 on the device, as with torch's fused=True."""
     ours, theirs = ours.state_dict()["state"], theirs.state_dict()["state"]
     assert list(ours) == list(theirs)
     for index, state in theirs.items():
@@ -133,6 +147,8 @@ def assert_same_state(ours, theirs, rtol=1e-12, atol=1e-12):
         for key, value in state.items():
             mine = ours[index][key]
             assert isinstance(mine, torch.Tensor)
+            if key == "step" and mine.device != value.device:
+                mine = mine.to(value)
             torch.testing.assert_close(
                 mine, value, rtol=rtol, atol=atol, equal_nan=True, check_stride=True
             )

@@ -1,33 +1,29 @@
-"""Where the tests of this folder run: on a GPU, or in the simulation that test_simulated.py sets
-up. Without either they are skipped."""
+"""The tests of this folder run on a GPU, or in the simulation that test_simulated_cuda.py sets up.
+Without either they are skipped."""
 
 import contextlib
-import ctypes
-import os
 
 import pytest
 import torch
-
-import fused_optim._C as _C
-
-SIMULATED = "FUSED_OPTIM_SIMULATED" in os.environ
-SIMULATED_RUNTIME = ctypes.CDLL(None)  # the preloaded library's functions are the process's own
-
-
-def why_not():
-    if not torch.cuda.is_available():
-        return "there is no GPU here"
-    if not _C.cuda_archs():
-        return "fused_optim was built without CUDA"
-    return None
+from gpu import SIMULATED, simulated_synchronizations, why_no_gpu
 
 
 @pytest.fixture(autouse=True)
 def gpu(request):
-    if why_not():
-        pytest.skip(why_not())
+    if why_no_gpu():
+        pytest.skip(why_no_gpu())
     if SIMULATED and request.node.get_closest_marker("torch_kernels"):
         pytest.skip("the simulation has none of torch's own kernels")
+    if not SIMULATED and request.node.get_closest_marker("simulation"):
+        pytest.skip("only the simulation does this on demand")
+
+
+@pytest.fixture
+def default_device(gpu):
+    """Puts every tensor on the GPU that does not say where it belongs."""
+    torch.set_default_device("cuda")
+    yield
+    torch.set_default_device(None)
 
 
 @pytest.fixture
@@ -42,11 +38,11 @@ def synchronizations():
 
     @contextlib.contextmanager
     def counting():
-        before = SIMULATED_RUNTIME.simulated_synchronizations() if SIMULATED else 0
+        before = simulated_synchronizations() if SIMULATED else 0
         torch.cuda.set_sync_debug_mode("error")
         try:
             yield lambda: waits
-            waits = SIMULATED_RUNTIME.simulated_synchronizations() - before if SIMULATED else 0
+            waits = simulated_synchronizations() - before if SIMULATED else 0
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -102,9 +102,8 @@ void run_step_kernel(dim3 grid, dim3 block, const KernelTable& table, int device
   check_address(table.found_inf, device, "found_inf");
   check_address(table.grad_scale, device, "grad_scale");
   for (uint32_t i = 0; i < table.num_entries; ++i) {
-    const EntryView entry{
-        table.words + table.first_entry + i * EntryView::size(Kernel::kOperands),
-        Kernel::kOperands};
+    const EntryView entry{table.words + table.first_entry + i * EntryView::size(Kernel::kOperands),
+                          Kernel::kOperands};
     for (int k = 0; k < Kernel::kOperands; ++k) {
       if (entry.numel() > 0) check_address(entry.operand(k), device, "an operand");
     }
@@ -203,8 +202,8 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
   *kernel = reinterpret_cast<cudaKernel_t>(const_cast<void*>(function));
   return cudaSuccess;
 }
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
-                               size_t, cudaStream_t stream) {
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t,
+                               cudaStream_t stream) {
   run_kernel(reinterpret_cast<const void*>(kernel), grid, block, arguments, stream);
   return cudaSuccess;
 }
@@ -252,9 +251,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount         ? kMultiprocessors
-           : attribute == cudaDevAttrComputeCapabilityMajor    ? 9
-                                                               : 0;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? kMultiprocessors
+           : attribute == cudaDevAttrComputeCapabilityMajor ? 9
+                                                            : 0;
   return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {

@@ -148,7 +148,7 @@ def test_a_double_step_on_the_device_is_taken_over():
     twins.step(2)
     for p in twins.params:
         twins.cuda.state[p]["step"] = torch.tensor(2.0, dtype=torch.float64)
-        assert list(twins.cuda.state[p])[0] == "step"
+        assert next(iter(twins.cuda.state[p])) == "step"
     twins.step(2)
     twins.assert_same()
     assert all(twins.cuda.state[p]["step"].dtype == torch.float32 for p in twins.params)

@@ -173,7 +173,9 @@ def test_the_current_stream_is_used(optimizer_class):
 @pytest.mark.torch_kernels
 def test_concurrent_streams_advance_their_own_steps(optimizer_class):
     """Two optimizers stepping at the same time do not share a counter of arrived blocks."""
-    pairs = [(CudaTwins(optimizer_class, {}, shapes=[(300_000,)]), torch.cuda.Stream()) for _ in range(2)]
+    pairs = [
+        (CudaTwins(optimizer_class, {}, shapes=[(300_000,)]), torch.cuda.Stream()) for _ in range(2)
+    ]
     for twins, _ in pairs:
         twins.step(1)
     torch.cuda.synchronize()

@@ -66,9 +66,9 @@ Kernel find_kernel(const KernelName& name) {
     int per_multiprocessor = 0, multiprocessors = 0;
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, function, kThreads, 0),
           "preparing", name);
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount,
-                                 name.device.index),
-          "preparing", name);
+    check(
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, name.device.index),
+        "preparing", name);
     max_blocks = static_cast<uint32_t>(std::max(1, per_multiprocessor * multiprocessors));
   }
   return {function, max_blocks};

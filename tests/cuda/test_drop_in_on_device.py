@@ -1,0 +1,4 @@
+"""What code around an optimizer needs, on the GPU: the CPU's tests with another default device."""
+
+from on_device import marks as pytestmark  # noqa: F401
+from test_drop_in import *  # noqa: F403

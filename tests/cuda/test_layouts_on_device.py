@@ -1,0 +1,4 @@
+"""Layouts, on the GPU: the CPU's tests with another default device."""
+
+from on_device import marks as pytestmark  # noqa: F401
+from test_layouts import *  # noqa: F403

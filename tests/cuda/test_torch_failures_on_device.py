@@ -1,0 +1,4 @@
+"""Where torch is silently wrong, on the GPU: the CPU's tests with another default device."""
+
+from on_device import marks as pytestmark  # noqa: F401
+from test_torch_failures import *  # noqa: F403
