@@ -16,17 +16,18 @@ from benchmarks.peers import OPTIMIZERS
 from benchmarks.workloads import load, standard
 
 #: What `--quick` leaves out: the models that take gigabytes.
-LONG = {"gpt2"}
+LONG = {"gpt2", "1G"}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = ", ".join(standard())
+    known = ", ".join(standard("cuda"))
     parser.add_argument(
         "--workload", action="append", help=f"a JSON file with shapes, or one of: {known}"
     )
     parser.add_argument("--optimizer", action="append", choices=list(OPTIMIZERS))
     parser.add_argument("--rounds", type=int, help="rounds a workload (default: 30, quick: 8)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="under 2 minutes: fewer rounds")
     parser.add_argument(
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_steps(options: argparse.Namespace, console: Console) -> list[Result]:
-    workloads = standard()
+    workloads = standard(options.device)
     names = options.workload or [n for n in workloads if not (options.quick and n in LONG)]
     chosen = [workloads[n] if n in workloads else load(pathlib.Path(n)) for n in names]
     optimizers = options.optimizer or list(OPTIMIZERS)
@@ -55,7 +56,9 @@ def run_steps(options: argparse.Namespace, console: Console) -> list[Result]:
             for optimizer in optimizers:
                 progress.update(task, description=f"{optimizer}, {workload.name}")
                 advance = functools.partial(progress.advance, task)
-                results.append(measure(optimizer, workload, rounds, options.threads, advance))
+                results.append(
+                    measure(optimizer, workload, rounds, options.threads, options.device, advance)
+                )
     order = {name: i for i, name in enumerate(optimizers)}
     return sorted(results, key=lambda r: order[r.optimizer])
 
@@ -69,10 +72,10 @@ def main() -> None:
     if options.busy:
         for name in ("100x64", "1000x1000"):
             console.print(f"500 steps of {name} beside 0, 1 and 2 busy processes")
-            busy += measure_busy(standard()[name], steps=500, threads=options.threads)
+            busy += measure_busy(standard("cpu")[name], steps=500, threads=options.threads)
     else:
         results = run_steps(options, console)
-    info = report.machine(options.threads)
+    info = report.machine(options.threads, options.device)
     report.print_tables(results, busy, info)
     options.output.mkdir(parents=True, exist_ok=True)
     report.write_json(

@@ -36,8 +36,8 @@ def measure_busy(workload: Workload, steps: int, threads: int) -> list[dict[str,
         ``median``, ``p95`` and ``max``.
     """
     torch.set_num_threads(threads)
-    compared = [i for i in implementations("Adam") if i.name in (OURS, "torch fused")]
-    steppers = {i.name: prepared(i, workload) for i in compared}
+    compared = [i for i in implementations("Adam", "cpu") if i.name in (OURS, "torch fused")]
+    steppers = {i.name: prepared(i, workload, "cpu") for i in compared}
     rows = []
     for processes in (0, 1, 2):
         with busy_processes(processes):

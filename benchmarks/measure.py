@@ -1,5 +1,6 @@
 """Step times: all implementations in one process, interleaved round by round."""
 
+import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,9 @@ from benchmarks.workloads import Workload
 BLOCK_SECONDS = 0.004
 #: Above this size a workload's time is memory's, and it is compared with the roof.
 LARGE_ELEMENTS = 10_000_000
-ROOF = "mul_ over as many bytes"
+#: What memory can do: in place on the CPU, where a write would first have to fetch its line, and
+#: from tensor to tensor on a GPU.
+ROOFS = {"cpu": "mul_ over as many bytes", "cuda": "copy of as many bytes"}
 
 
 @dataclass
@@ -24,6 +27,7 @@ class Result:
 
     workload: str
     optimizer: str
+    device: str
     tensors: int
     elements: int
     bytes_per_element: int
@@ -54,30 +58,35 @@ class Result:
 
     @property
     def roof_share(self) -> float | None:
-        """Our bandwidth over that of an in-place ``mul_`` in the same rounds."""
-        return None if ROOF not in self.samples else 1 / statistics.median(self.ratios(ROOF))
+        """Our bandwidth over the roof's in the same rounds."""
+        roof = ROOFS[self.device]
+        return None if roof not in self.samples else 1 / statistics.median(self.ratios(roof))
 
     def as_dict(self) -> dict[str, Any]:
         derived = {"ratio": self.ratio, "best_torch": self.best_torch, "bandwidth": self.bandwidth}
         return {**asdict(self), **derived, "roof_share": self.roof_share}
 
 
-def make_groups(workload: Workload) -> list[dict[str, Any]]:
+def make_groups(workload: Workload, device: str) -> list[dict[str, Any]]:
     """Parameters with random gradients, the same for every implementation."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
+    random = functools.partial(torch.randn, generator=generator, device=device)
     groups = []
     for shapes in workload.groups:
-        params = [torch.randn(s, generator=generator).requires_grad_() for s in shapes]
+        params = [random(s).requires_grad_() for s in shapes]
         for p in params:
-            p.grad = torch.randn(p.shape, generator=generator)
+            p.grad = random(p.shape)
         groups.append({"params": params})
     return groups
 
 
-def roof(elements: int, bytes_per_element: int) -> Callable[[], object]:
-    """An in-place multiplication that moves as many bytes: 8 an element, read and written."""
-    tensor = torch.ones(elements * bytes_per_element // 8)
-    return lambda: tensor.mul_(1.0)
+def roof(elements: int, bytes_per_element: int, device: str) -> Callable[[], object]:
+    """Moves as many bytes: 8 an element, read and written."""
+    tensor = torch.ones(elements * bytes_per_element // 8, device=device)
+    if device == "cpu":
+        return lambda: tensor.mul_(1.0)
+    target = torch.empty_like(tensor)
+    return lambda: target.copy_(tensor)
 
 
 def measure(
@@ -85,27 +94,34 @@ def measure(
     workload: Workload,
     rounds: int,
     threads: int,
+    device: str = "cpu",
     after_round: Callable[[], object] = lambda: None,
 ) -> Result:
     """Times every implementation, one block each a round, in an order that turns."""
     result = Result(
-        workload.name, optimizer, workload.tensors, workload.elements, OPTIMIZERS[optimizer][2]
+        workload.name,
+        optimizer,
+        device,
+        workload.tensors,
+        workload.elements,
+        OPTIMIZERS[optimizer][2],
     )
     steps: dict[str, Callable[[], object]] = {}
-    for implementation in implementations(optimizer):
+    for implementation in implementations(optimizer, device):
         try:
-            steps[implementation.name] = prepared(implementation, workload)
+            steps[implementation.name] = prepared(implementation, workload, device)
         except Exception as error:  # a peer that fails is reported, the run goes on
             if implementation.name == OURS:
                 raise
             result.errors[implementation.name] = repr(error)
     if workload.elements >= LARGE_ELEMENTS:
-        steps[ROOF] = roof(workload.elements, result.bytes_per_element)
+        steps[ROOFS[device]] = roof(workload.elements, result.bytes_per_element, device)
     timers = {
         name: Timer("step()", globals={"step": step}, num_threads=threads)
         for name, step in steps.items()
     }
-    blocks = {name: block_size(timer) for name, timer in timers.items()}
+    # On a GPU each step is timed by itself: the device is idle before, and done after.
+    blocks = {name: block_size(t) if device == "cpu" else 1 for name, t in timers.items()}
     result.samples = {name: [] for name in timers}
     names = list(timers)
     for number in range(rounds):
@@ -115,9 +131,11 @@ def measure(
     return result
 
 
-def prepared(implementation: Implementation, workload: Workload) -> Callable[[], object]:
+def prepared(
+    implementation: Implementation, workload: Workload, device: str
+) -> Callable[[], object]:
     """The implementation's step on parameters of its own, warmed up."""
-    optimizer = implementation.build(make_groups(workload))
+    optimizer = implementation.build(make_groups(workload, device))
     for _ in range(2):
         optimizer.step()
     return optimizer.step

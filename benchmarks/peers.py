@@ -32,8 +32,8 @@ class Implementation:
         return self.name.startswith("torch")
 
 
-def implementations(optimizer: str) -> Iterator[Implementation]:
-    """All implementations of an optimizer that can be imported here."""
+def implementations(optimizer: str, device: str) -> Iterator[Implementation]:
+    """All implementations of an optimizer for this device that can be imported here."""
     class_name, options, _ = OPTIMIZERS[optimizer]
     fused_class = getattr(fused_optim, class_name)
     torch_class = getattr(torch.optim, class_name)
@@ -42,7 +42,8 @@ def implementations(optimizer: str) -> Iterator[Implementation]:
     yield Implementation("torch foreach", lambda g: torch_class(g, foreach=True, **options))
     if "fused" in torch_class([torch.zeros(1)]).defaults:
         yield Implementation("torch fused", lambda g: torch_class(g, fused=True, **options))
-    yield from deepspeed(class_name, options)
+    if device == "cpu":
+        yield from deepspeed(class_name, options)
 
 
 def deepspeed(class_name: str, options: dict[str, Any]) -> Iterator[Implementation]:

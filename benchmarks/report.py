@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 import fused_optim
-from benchmarks.measure import Result
+from benchmarks.measure import ROOFS, Result
 from benchmarks.peers import OURS
 from fused_optim import _C
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
     """Where and with what the figures were measured."""
     model = "unknown"
     cpuinfo = pathlib.Path("/proc/cpuinfo")
@@ -29,7 +29,18 @@ def machine(threads: int) -> dict[str, Any]:
         ["git", "describe", "--always", "--dirty"],
         capture_output=True, text=True, cwd=pathlib.Path(__file__).parent,
     ).stdout.strip()  # fmt: skip
+    gpu = {}
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        gpu = {
+            "gpu": properties.name,
+            "gpu_memory": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "cuda": torch.version.cuda,
+            "driver": driver_version(),
+        }
     return {
+        **gpu,
         "cpu": model,
         "cores": os.cpu_count(),
         "threads": threads,
@@ -41,9 +52,17 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+def driver_version() -> str:
+    """The GPU driver's version, as the kernel module says it."""
+    path = pathlib.Path("/proc/driver/nvidia/version")
+    words = path.read_text().split() if path.exists() else []
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
+
+
 def describe(info: dict[str, Any]) -> str:
+    gpu = f"{info['gpu']}, driver {info['driver']}, " if "gpu" in info else ""
     return (
-        f"{info['cpu']}, {info['cores']} cores, {info['threads']} threads, "
+        f"{gpu}{info['cpu']}, {info['cores']} cores, {info['threads']} threads, "
         f"{info['instruction_set']}, torch {info['torch']}, commit {info['commit']}"
     )
 
@@ -56,7 +75,7 @@ def step_table(results: list[Result]) -> Table:
     """Medians of every implementation and ours against the best of torch's."""
     names = [OURS, "torch fused", "torch foreach", "torch for-loop"]
     others = sorted({n for r in results for n in r.samples} - {*names})
-    peers = [n for n in others if not n.startswith("mul_")]
+    peers = [n for n in others if n not in ROOFS.values()]
     table = Table(title="ms a step (median); ratio: ours / best of torch, lower is better")
     for column in ("optimizer", "workload"):
         table.add_column(column)
@@ -170,7 +189,7 @@ def plot_bandwidth(path: pathlib.Path, results: list[Result], info: dict[str, An
     axis.bar_label(drawn, labels, label_type="center", fontsize=8, color="white")
     axis.axvline(100, color="black", linewidth=0.8, linestyle="--")
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlabel("bandwidth in % of an in-place mul_ over as many bytes")
+    axis.set_xlabel(f"bandwidth in % of a {ROOFS[rows[0].device]}")
     axis.spines[["top", "right"]].set_visible(False)
     figure.text(0.5, 0.01, describe(info), ha="center", fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.03, 1, 1))

@@ -41,8 +41,9 @@ def many_groups() -> Workload:
     return Workload("465 groups", [[(size,)] for size in sizes])
 
 
-def standard() -> dict[str, Workload]:
+def standard(device: str) -> dict[str, Workload]:
     """The workloads by the names that the command line takes."""
+    large = {"1G": Workload("1 x 1G", [[(1_000_000_000,)]])} if device == "cuda" else {}
     return {
         "100x64": Workload("100 x 64", [[(64,)] * 100]),
         "1000x1000": Workload("1000 x 1000", [[(1000,)] * 1000]),
@@ -51,4 +52,5 @@ def standard() -> dict[str, Workload]:
         "gpt2": load(FILES / "gpt2.json"),
         "25M": Workload("1 x 25M", [[(25_000_000,)]]),
         "465groups": many_groups(),
+        **large,
     }

@@ -44,7 +44,7 @@ def test_command_line(tmp_path):
 
 
 def test_shapes_are_those_of_the_models():
-    standard = workloads.standard()
+    standard = workloads.standard("cpu")
     assert (standard["resnet50"].tensors, standard["resnet50"].elements) == (161, 25_557_032)
     assert (standard["gpt2"].tensors, standard["gpt2"].elements) == (148, 124_439_808)
     assert len(standard["465groups"].groups) == standard["465groups"].tensors == 465
@@ -58,9 +58,9 @@ def test_every_fused_optimizer_is_measured():
 
 def test_our_steps_run_on_the_kernels():
     for optimizer in peers.OPTIMIZERS:
-        for implementation in peers.implementations(optimizer):
+        for implementation in peers.implementations(optimizer, "cpu"):
             built = implementation.build(
-                measure.make_groups(workloads.Workload("w", [[(3,)], [(4, 2)]]))
+                measure.make_groups(workloads.Workload("w", [[(3,)], [(4, 2)]]), "cpu")
             )
             built.step()
             if implementation.name == peers.OURS:
@@ -70,12 +70,12 @@ def test_our_steps_run_on_the_kernels():
 
 
 def test_ratio_is_ours_over_the_best_of_torchs():
-    result = measure.Result("w", "Adam", 1, 1, 28)
+    result = measure.Result("w", "Adam", "cpu", 1, 1, 28)
     result.samples = {
         peers.OURS: [1.0, 2.0, 3.0],
         "torch fused": [2.0, 4.0, 6.0],
         "torch foreach": [10.0, 10.0, 10.0],
-        measure.ROOF: [0.5, 1.0, 1.5],
+        measure.ROOFS["cpu"]: [0.5, 1.0, 1.5],
     }
     assert result.best_torch == "torch fused"
     assert result.ratio == 0.5

@@ -192,3 +192,32 @@ print(peak() - before)
 def test_isas_are_in_one_binary():
     if os.uname().machine == "x86_64":
         assert _C.built_isas() == ["baseline", "avx2", "avx512"]
+
+
+def setup_py(code="import setup", **environment):
+    """Runs the build's decisions, without building."""
+    prefix = "import setuptools; setuptools.setup = lambda **options: None; "
+    return subprocess.run(
+        [sys.executable, "-c", prefix + code], capture_output=True, text=True, timeout=120,
+        cwd=ROOT, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_fused_optim_cuda_says_whether_to_compile_cuda():
+    assert "must be 0 or 1, not 'yes'" in setup_py(FUSED_OPTIM_CUDA="yes").stderr
+    off = setup_py("import setup; print(setup.use_cuda())", FUSED_OPTIM_CUDA="0")
+    assert off.stdout.split() == ["False"], off.stderr
+    if torch.version.cuda is None:
+        refused = setup_py(FUSED_OPTIM_CUDA="1")
+        assert refused.returncode != 0
+        assert "needs a CUDA build of torch and a CUDA toolkit" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="a CPU build of torch")
+def test_architectures_are_torchs_own_unless_the_environment_says():
+    code = "import os, setup; setup.choose_cuda_archs(); print(os.environ['TORCH_CUDA_ARCH_LIST'])"
+    own = setup_py(code, TORCH_CUDA_ARCH_LIST="").stdout.strip()
+    names = [name.replace(".", "") for name in own.removesuffix("+PTX").split(";")]
+    assert [f"sm_{name}" for name in names] == torch._C._cuda_getArchFlags().split()
+    assert setup_py(code, TORCH_CUDA_ARCH_LIST="8.0;9.0").stdout.strip() == "8.0;9.0"

@@ -101,6 +101,19 @@ def test_lr_in_a_cpu_tensor_or_on_another_device(optimizer_class, two_gpus):
         twins.assert_same()
 
 
+@pytest.mark.torch_kernels
+def test_more_elements_than_32_bits_count():
+    if torch.cuda.mem_get_info()[0] < 25e9:
+        pytest.skip("needs 25 GB of GPU memory")
+    size = 2**32 + 1001
+    param = torch.zeros(size, dtype=torch.float16, device="cuda", requires_grad=True)
+    param.grad = torch.ones_like(param)
+    optimizer = fused_optim.SGD([param], lr=0.5)
+    optimizer.step()
+    assert optimizer._fallback_reason is None
+    assert all((part == -0.5).all() for part in param.detach().split(2**28))
+
+
 # State: `step` lives on the device, wherever a checkpoint had it.
 
 

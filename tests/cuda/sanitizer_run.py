@@ -1,0 +1,38 @@
+"""A short run of every fused optimizer on the GPU, for compute-sanitizer to watch:
+
+compute-sanitizer --tool memcheck python tests/cuda/sanitizer_run.py
+"""
+
+import pathlib
+import sys
+
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from twins import CASES, make_params, set_grads
+
+SHAPES = [(), (0,), (3,), (17, 5), (8193,), (50_001,)]
+
+
+def main():
+    torch.set_default_device("cuda")
+    for cls, options in CASES:
+        for dtype in (torch.float32, torch.bfloat16, torch.complex64):
+            params = make_params(SHAPES, dtype)
+            unaligned = torch.empty(1001, dtype=dtype)
+            unaligned.copy_(make_params([(1001,)], dtype)[0].detach())
+            params.append(unaligned[1:].detach().requires_grad_())
+            optimizer = cls(params, **options)
+            for seed in range(2):
+                set_grads(params, seed=seed)
+                params[3].grad = params[3].grad.t().contiguous().t()
+                optimizer.grad_scale = torch.tensor(2.0)
+                optimizer.found_inf = torch.tensor(float(seed))
+                optimizer.step()
+            assert optimizer._fallback_reason is None, optimizer._fallback_reason
+    torch.cuda.synchronize()
+    print(f"{len(CASES)} option sets stepped")
+
+
+if __name__ == "__main__":
+    main()
