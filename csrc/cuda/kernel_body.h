@@ -25,6 +25,7 @@ class StepKernel {
  public:
   /// Operands of an entry: the parameter, the gradient and the states that are on.
   static constexpr int kOperands = 2 + count_states(variant);
+  static constexpr int kHyperparameters = sizeof(typename Rule::Hyperparameters) / sizeof(double);
 
   /// Every element of every entry belongs to exactly one thread of the launch.
   FUSED_OPTIM_HOST_DEVICE static void run(const Place& place, const KernelTable& table) {
@@ -54,7 +55,6 @@ class StepKernel {
  private:
   using T = opmath_t<Storage>;
   static constexpr int kStates = num_states<Rule>;
-  static constexpr int kHyperparameters = sizeof(typename Rule::Hyperparameters) / sizeof(double);
   static constexpr int kPerPack = 16 / sizeof(Storage);
   /// Packs a thread loads before it computes: with two operands or more, four loads in flight.
   static constexpr int kUnroll = 2;

@@ -2,6 +2,7 @@
 Without either they are skipped."""
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -39,7 +40,9 @@ def synchronizations():
     @contextlib.contextmanager
     def counting():
         before = simulated_synchronizations() if SIMULATED else 0
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield lambda: waits
             waits = simulated_synchronizations() - before if SIMULATED else 0

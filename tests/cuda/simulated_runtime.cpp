@@ -101,6 +101,11 @@ template <class Kernel>
 void run_step_kernel(dim3 grid, dim3 block, const KernelTable& table, int device) {
   check_address(table.found_inf, device, "found_inf");
   check_address(table.grad_scale, device, "grad_scale");
+  constexpr int row_size = RowView::size(Kernel::kHyperparameters);
+  for (const uint64_t* row = table.words; row < table.words + table.first_entry; row += row_size)
+    for (int i = 0; i < Kernel::kHyperparameters; ++i)
+      if ((row[1] >> i) & 1u)
+        check_address(reinterpret_cast<const void*>(row[2 + i]), device, "a hyperparameter");
   for (uint32_t i = 0; i < table.num_entries; ++i) {
     const EntryView entry{table.words + table.first_entry + i * EntryView::size(Kernel::kOperands),
                           Kernel::kOperands};

@@ -93,6 +93,14 @@ def test_hyperparameters_in_device_tensors(optimizer_class):
         twins.assert_same()
 
 
+def test_a_device_lr_for_parameters_everywhere(optimizer_class, two_gpus):
+    """In one group: beside the tensor, on the other GPU, and on the CPU, which has to wait."""
+    twins = CudaTwins(optimizer_class, {"lr": 0.25}, devices=["cuda:0", "cuda:1", "cpu"])
+    twins.cuda.param_groups[0]["lr"] = torch.tensor(0.25).to("cuda:1")
+    twins.step(2)
+    twins.assert_same()
+
+
 def test_lr_in_a_cpu_tensor_or_on_another_device(optimizer_class, two_gpus):
     for device in ("cpu", "cuda:1"):
         twins = CudaTwins(optimizer_class, {"lr": 0.25})
@@ -156,11 +164,13 @@ def test_checkpoints_cross_devices(case):
     assert_same(back.cpu, there.cpu)
 
 
-def test_a_double_step_on_the_device_is_taken_over():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.torch_kernels)])
+def test_a_double_step_is_taken_over(device):
+    """As torch keeps it where float64 is the default dtype."""
     twins = CudaTwins(fused_optim.Adam, {})
     twins.step(2)
     for p in twins.params:
-        twins.cuda.state[p]["step"] = torch.tensor(2.0, dtype=torch.float64)
+        twins.cuda.state[p]["step"] = torch.tensor(2.0, dtype=torch.float64, device=device)
         assert next(iter(twins.cuda.state[p])) == "step"
     twins.step(2)
     twins.assert_same()
