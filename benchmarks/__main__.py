@@ -1,89 +1,150 @@
-"""``python -m benchmarks``: step times of fused_optim and of every peer that is installed."""
+"""``python -m benchmarks``: step times of fused_optim and of every peer that is installed.
+
+``python -m benchmarks shapes script.py:factory`` writes a workload from a model of your own,
+``python -m benchmarks compare old.json new.json`` says what changed beyond noise.
+"""
 
 import argparse
-import functools
+import os
 import pathlib
+import sys
+from collections.abc import Callable
 from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of each start and stop
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import report
+from benchmarks import compare, memory, page, peers, plots, report, shapes
+from benchmarks.accuracy import measure_accuracy
 from benchmarks.busy import measure_busy
-from benchmarks.measure import Result, measure
-from benchmarks.peers import OPTIMIZERS
-from benchmarks.workloads import load, standard
+from benchmarks.measure import STEP, TRAINING, Result, measure
+from benchmarks.peers import OPTIMIZERS, bytes_held
+from benchmarks.workloads import QUICK, Workload, count_sweep, load, size_sweep, standard
 
-#: What `--quick` leaves out: the models that take gigabytes.
-LONG = {"gpt2", "1G"}
+#: The workloads of the training-step view.
+TRAINED = ["1000x1000", "resnet50"]
+#: The sweeps are measured with one optimizer.
+SWEPT = "Adam"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     known = ", ".join(standard("cuda"))
     parser.add_argument(
         "--workload", action="append", help=f"a JSON file with shapes, or one of: {known}"
     )
     parser.add_argument("--optimizer", action="append", choices=list(OPTIMIZERS))
-    parser.add_argument("--rounds", type=int, help="rounds a workload (default: 30, quick: 8)")
+    parser.add_argument("--rounds", type=int, help="rounds a workload (default: 30, quick: 6)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="under 2 minutes: fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="under 2 minutes: a part of it all")
     parser.add_argument(
         "--busy", action="store_true", help="only: steps while other processes use the cores"
     )
+    parser.add_argument("--report", type=pathlib.Path, metavar="HTML", help="one page of it all")
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/out"), metavar="FOLDER"
     )
     return parser.parse_args()
 
 
-def run_steps(options: argparse.Namespace, console: Console) -> list[Result]:
-    workloads = standard(options.device)
-    names = options.workload or [n for n in workloads if not (options.quick and n in LONG)]
-    chosen = [workloads[n] if n in workloads else load(pathlib.Path(n)) for n in names]
-    optimizers = options.optimizer or list(OPTIMIZERS)
-    rounds = options.rounds or (8 if options.quick else 30)
-    results = []
-    columns = (
-        TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        total = len(chosen) * len(optimizers) * rounds
+class Plan:
+    """What is measured: (optimizer, workload, view), and how many rounds each."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        known = standard(options.device)
+        names = options.workload or (QUICK if options.quick else list(known))
+        self.workloads = [known[n] if n in known else load(pathlib.Path(n)) for n in names]
+        self.optimizers = options.optimizer or list(OPTIMIZERS)
+        self.rounds = options.rounds or (6 if options.quick else 30)
+        steps = [(o, w, STEP) for w in self.workloads for o in self.optimizers]
+        trained = [known[n] for n in TRAINED if n in known and known[n] in self.workloads]
+        if not options.quick:
+            steps += [(o, w, TRAINING) for w in trained for o in self.optimizers]
+        self.steps = steps
+        is_whole = not (options.workload or options.optimizer or options.quick)
+        self.sweep = [*count_sweep(), *size_sweep()] if is_whole else []
+
+    def run(self, progress: Progress) -> tuple[list[Result], list[Result]]:
+        """The results, and those of the sweeps."""
+        total = self.rounds * (len(self.steps) + len(self.sweep))
         task = progress.add_task("", total=total)
-        for workload in chosen:
-            for optimizer in optimizers:
-                progress.update(task, description=f"{optimizer}, {workload.name}")
-                advance = functools.partial(progress.advance, task)
-                results.append(
-                    measure(optimizer, workload, rounds, options.threads, options.device, advance)
-                )
-    order = {name: i for i, name in enumerate(optimizers)}
-    return sorted(results, key=lambda r: order[r.optimizer])
+
+        def one(optimizer: str, workload: Workload, view: str) -> Result:
+            progress.update(task, description=f"{optimizer}, {workload.name}")
+            result = measure(
+                optimizer, workload, self.rounds, self.options.threads, self.options.device, view,
+                compiled=not self.options.quick,
+                after_round=lambda: progress.advance(task),
+            )  # fmt: skip
+            if self.options.device == "cuda":
+                torch.cuda.empty_cache()
+            return result
+
+        order = {name: i for i, name in enumerate(self.optimizers)}
+        results = sorted((one(*s) for s in self.steps), key=lambda r: (r.view, order[r.optimizer]))
+        fitting = [w for w in self.sweep if self.fits(w)]
+        return results, [one(SWEPT, w, STEP) for w in fitting]
+
+    def fits(self, workload: Workload) -> bool:
+        """Whether memory holds two implementations and the roof."""
+        needed = 3 * workload.elements * bytes_held(SWEPT)
+        return memory.available(self.options.device) > needed
+
+
+def run_accuracy(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    rows = {}
+    for optimizer in options.optimizer or OPTIMIZERS:
+        console.print(f"accuracy of {optimizer} after 100 steps")
+        rows[optimizer] = measure_accuracy(optimizer, options.device, not options.quick)
+    return rows
+
+
+def write(options: argparse.Namespace, content: report.Content) -> None:
+    folder = options.output
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write_json(folder / ("busy.json" if content.busy else "steps.json"), content)
+    drawn: list[tuple[str, Callable[..., bool]]] = [
+        ("ratios.png", plots.plot_ratios),
+        ("bandwidth.png", plots.plot_bandwidth),
+        ("scaling.png", plots.plot_scaling),
+    ]
+    images = [folder / name for name, plot in drawn if plot(folder / name, content)]
+    if options.report:
+        options.report.write_text(page.render(content, images))
 
 
 def main() -> None:
+    commands = {"compare": compare.main, "shapes": shapes.main}
+    if len(sys.argv) > 1 and sys.argv[1] in commands:
+        sys.exit(commands[sys.argv[1]](sys.argv[2:]))
     options = parse_arguments()
     console = Console(stderr=True)
     torch.set_num_threads(options.threads)
-    results: list[Result] = []
-    busy: list[dict[str, Any]] = []
+    content = report.Content(report.machine(options.threads, options.device))
     if options.busy:
         for name in ("100x64", "1000x1000"):
             console.print(f"500 steps of {name} beside 0, 1 and 2 busy processes")
-            busy += measure_busy(standard("cpu")[name], steps=500, threads=options.threads)
+            content.busy += measure_busy(standard("cpu")[name], steps=500, threads=options.threads)
     else:
-        results = run_steps(options, console)
-    info = report.machine(options.threads, options.device)
-    report.print_tables(results, busy, info)
-    options.output.mkdir(parents=True, exist_ok=True)
-    report.write_json(
-        options.output / ("busy.json" if options.busy else "steps.json"), results, busy, info
-    )
-    if results:
-        report.plot_ratios(options.output / "ratios.png", results, info)
-        report.plot_bandwidth(options.output / "bandwidth.png", results, info)
+        content.absent = peers.absent(options.device)
+        columns = (
+            TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=console) as progress:
+            content.results, content.sweep = Plan(options).run(progress)
+        content.accuracy = run_accuracy(options, console)
+    report.print_tables(Console(width=max(170, Console().width)), content)
+    write(options, content)
     console.print(f"JSON and plots are in {options.output}/")
 
 

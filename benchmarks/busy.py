@@ -37,7 +37,7 @@ def measure_busy(workload: Workload, steps: int, threads: int) -> list[dict[str,
     """
     torch.set_num_threads(threads)
     compared = [i for i in implementations("Adam", "cpu") if i.name in (OURS, "torch fused")]
-    steppers = {i.name: prepared(i, workload, "cpu") for i in compared}
+    steppers = {i.name: prepared(i, workload, "cpu").step for i in compared}
     rows = []
     for processes in (0, 1, 2):
         with busy_processes(processes):

@@ -2,14 +2,17 @@
 
 import functools
 import statistics
+import time
+import timeit
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer as synchronized_clock
 
-from benchmarks.peers import OPTIMIZERS, OURS, Implementation, implementations
+from benchmarks import memory
+from benchmarks.peers import OPTIMIZERS, OURS, Implementation, bytes_held, implementations
 from benchmarks.workloads import Workload
 
 #: A block of steps is timed at once, so that the timer's own cost doesn't count.
@@ -19,6 +22,8 @@ LARGE_ELEMENTS = 10_000_000
 #: What memory can do: in place on the CPU, where a write would first have to fetch its line, and
 #: from tensor to tensor on a GPU.
 ROOFS = {"cpu": "mul_ over as many bytes", "cuda": "copy of as many bytes"}
+#: The views: the step alone, or gradient clipping, step and zero_grad as training does them.
+STEP, TRAINING = "step", "clip + step + zero_grad"
 
 
 @dataclass
@@ -31,7 +36,13 @@ class Result:
     tensors: int
     elements: int
     bytes_per_element: int
+    view: str = STEP
     samples: dict[str, list[float]] = field(default_factory=dict)
+    #: On a GPU: until step() has returned, in seconds; on the CPU that is the step's time.
+    host: dict[str, list[float]] = field(default_factory=dict)
+    #: Peak bytes that torch allocates in a step, and its kernels (GPU) or operators (CPU).
+    extra_memory: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
     def median(self, name: str) -> float:
@@ -42,9 +53,15 @@ class Result:
         pairs = zip(self.samples[OURS], self.samples[name], strict=True)
         return [ours / theirs for ours, theirs in pairs]
 
+    def quantiles(self, name: str) -> tuple[float, float, float]:
+        """Median, 10th and 90th percentile of ours over theirs."""
+        ratios = self.ratios(name)
+        spread = statistics.quantiles(ratios, n=10) if len(ratios) > 1 else ratios
+        return statistics.median(ratios), spread[0], spread[-1]
+
     @property
     def best_torch(self) -> str:
-        return min((n for n in self.samples if n.startswith("torch")), key=self.median)
+        return min((n for n in self.samples if n.startswith("torch ")), key=self.median)
 
     @property
     def ratio(self) -> float:
@@ -57,14 +74,26 @@ class Result:
         return self.elements * self.bytes_per_element / self.median(OURS)
 
     @property
+    def roof(self) -> float | None:
+        """Bytes a second of the roof."""
+        if ROOFS[self.device] not in self.samples:
+            return None
+        return self.elements * self.bytes_per_element / self.median(ROOFS[self.device])
+
+    @property
     def roof_share(self) -> float | None:
         """Our bandwidth over the roof's in the same rounds."""
         roof = ROOFS[self.device]
         return None if roof not in self.samples else 1 / statistics.median(self.ratios(roof))
 
     def as_dict(self) -> dict[str, Any]:
+        peers = {
+            name: dict(zip(("median", "p10", "p90"), self.quantiles(name), strict=True))
+            for name in self.samples
+            if name != OURS
+        }
         derived = {"ratio": self.ratio, "best_torch": self.best_torch, "bandwidth": self.bandwidth}
-        return {**asdict(self), **derived, "roof_share": self.roof_share}
+        return {**asdict(self), **derived, "roof_share": self.roof_share, "ratios": peers}
 
 
 def make_groups(workload: Workload, device: str) -> list[dict[str, Any]]:
@@ -80,7 +109,7 @@ def make_groups(workload: Workload, device: str) -> list[dict[str, Any]]:
     return groups
 
 
-def roof(elements: int, bytes_per_element: int, device: str) -> Callable[[], object]:
+def roof_step(elements: int, bytes_per_element: int, device: str) -> Callable[[], object]:
     """Moves as many bytes: 8 an element, read and written."""
     tensor = torch.ones(elements * bytes_per_element // 8, device=device)
     if device == "cpu":
@@ -89,57 +118,115 @@ def roof(elements: int, bytes_per_element: int, device: str) -> Callable[[], obj
     return lambda: target.copy_(tensor)
 
 
+@dataclass
+class Stepper:
+    """What is timed, and what has to be put back before each time."""
+
+    step: Callable[[], object]
+    restore: Callable[[], object] | None = None
+
+    def seconds(self, number: int) -> float:
+        """Mean time of so many steps in a row, until the device has done them."""
+        return self._timer.timeit(number) / number
+
+    @functools.cached_property
+    def _timer(self) -> timeit.Timer:
+        clock = synchronized_clock if torch.cuda.is_available() else timeit.default_timer
+        return timeit.Timer(self.step, self.restore or "pass", clock)
+
+
+def prepared(
+    implementation: Implementation, workload: Workload, device: str, view: str = STEP
+) -> Stepper:
+    """The implementation's step on parameters of its own, warmed up."""
+    groups = make_groups(workload, device)
+    optimizer = implementation.build(groups)
+    for _ in range(2):
+        optimizer.step()
+    if view == STEP:
+        return Stepper(lambda: optimizer.step())
+    params = [p for group in groups for p in group["params"]]
+    grads = [p.grad for p in params]
+
+    def train() -> None:
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def restore() -> None:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+
+    return Stepper(train, restore)
+
+
+def prepare_all(result: Result, workload: Workload, compiled: bool) -> dict[str, Stepper]:
+    """A stepper for every implementation that works and that memory has room for."""
+    steppers: dict[str, Stepper] = {}
+    needed = workload.elements * bytes_held(result.optimizer)
+    # The roof's tensors, and what torch's own implementations allocate in a step.
+    reserve = workload.elements * result.bytes_per_element + needed
+    for implementation in implementations(result.optimizer, result.device, compiled):
+        name, limit = implementation.name, implementation.max_tensors
+        if limit is not None and workload.tensors > limit:
+            result.errors[name] = f"left out: its compilation takes minutes above {limit} tensors"
+        elif name != OURS and memory.available(result.device) < needed + reserve:
+            result.errors[name] = "left out: no memory for one more"
+        else:
+            try:
+                steppers[name] = prepared(implementation, workload, result.device, result.view)
+            except Exception as error:  # a peer that fails is reported, the run goes on
+                if name == OURS:
+                    raise
+                result.errors[name] = repr(error)
+    return steppers
+
+
 def measure(
     optimizer: str,
     workload: Workload,
     rounds: int,
     threads: int,
     device: str = "cpu",
+    view: str = STEP,
+    compiled: bool = True,
     after_round: Callable[[], object] = lambda: None,
 ) -> Result:
     """Times every implementation, one block each a round, in an order that turns."""
-    result = Result(
-        workload.name,
-        optimizer,
-        device,
-        workload.tensors,
-        workload.elements,
-        OPTIMIZERS[optimizer][2],
-    )
-    steps: dict[str, Callable[[], object]] = {}
-    for implementation in implementations(optimizer, device):
-        try:
-            steps[implementation.name] = prepared(implementation, workload, device)
-        except Exception as error:  # a peer that fails is reported, the run goes on
-            if implementation.name == OURS:
-                raise
-            result.errors[implementation.name] = repr(error)
-    if workload.elements >= LARGE_ELEMENTS:
-        steps[ROOFS[device]] = roof(workload.elements, result.bytes_per_element, device)
-    timers = {
-        name: Timer("step()", globals={"step": step}, num_threads=threads)
-        for name, step in steps.items()
-    }
+    counts = (workload.tensors, workload.elements, OPTIMIZERS[optimizer][2])
+    result = Result(workload.name, optimizer, device, *counts, view=view)
+    steppers = prepare_all(result, workload, compiled)
+    if view == STEP:
+        for name, stepper in steppers.items():
+            seen = memory.profiled(stepper.step, device)
+            result.extra_memory[name], result.calls[name] = seen
+        if workload.elements >= LARGE_ELEMENTS:
+            roof = roof_step(workload.elements, result.bytes_per_element, device)
+            steppers[ROOFS[device]] = Stepper(roof)
+    torch.set_num_threads(threads)
     # On a GPU each step is timed by itself: the device is idle before, and done after.
-    blocks = {name: block_size(t) if device == "cpu" else 1 for name, t in timers.items()}
-    result.samples = {name: [] for name in timers}
-    names = list(timers)
+    single = device == "cuda" or view == TRAINING
+    blocks = {name: 1 if single else block_size(s) for name, s in steppers.items()}
+    result.samples = {name: [] for name in steppers}
+    names = list(steppers)
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            result.samples[name].append(timers[name].timeit(blocks[name]).mean)
+            result.samples[name].append(steppers[name].seconds(blocks[name]))
+            if device == "cuda" and view == STEP:
+                result.host.setdefault(name, []).append(host_time(steppers[name].step))
         after_round()
     return result
 
 
-def prepared(
-    implementation: Implementation, workload: Workload, device: str
-) -> Callable[[], object]:
-    """The implementation's step on parameters of its own, warmed up."""
-    optimizer = implementation.build(make_groups(workload, device))
-    for _ in range(2):
-        optimizer.step()
-    return optimizer.step
+def host_time(step: Callable[[], object]) -> float:
+    """Seconds until step() returns, while the device still works on the step before."""
+    step()
+    start = time.perf_counter()
+    step()
+    elapsed = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return elapsed
 
 
-def block_size(timer: Timer) -> int:
-    return max(1, min(200, round(BLOCK_SECONDS / timer.timeit(1).mean)))
+def block_size(stepper: Stepper) -> int:
+    return max(1, min(200, round(BLOCK_SECONDS / min(stepper.seconds(1) for _ in range(2)))))

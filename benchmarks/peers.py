@@ -1,7 +1,9 @@
-"""The implementations that are compared: fused_optim, torch's three, and peers if installed."""
+"""The implementations that are compared: fused_optim, torch's own, and peers where installed."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,52 +11,151 @@ import torch
 import fused_optim
 
 OURS = "fused_optim"
+FOR_LOOP = "torch for-loop"
 
 #: Optimizers by the name that tables show: class name, options, bytes a step moves an element
-#: in float32 (each tensor read once, each but the gradient written once).
+#: in float32 (each tensor read once, each but the gradient written once). Options are spelled
+#: out where a peer's defaults differ from torch's.
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "SGD+momentum": ("SGD", {"lr": 1e-3, "momentum": 0.9}, 20),
-    "Adam": ("Adam", {}, 28),
-    "AdamW": ("AdamW", {}, 28),
-    "RMSprop": ("RMSprop", {}, 20),
+    "Adam": ("Adam", {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}, 28),
+    "AdamW": ("AdamW", {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}, 28),
+    "RMSprop": ("RMSprop", {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8}, 20),
 }
+
+
+def bytes_held(optimizer: str) -> int:
+    """Bytes an element that parameter, gradient and states take in float32."""
+    accesses = OPTIMIZERS[optimizer][2] // 4
+    return 4 * (accesses + 1) // 2
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One implementation of one optimizer."""
+    """One implementation of one optimizer; `build` makes it from parameter groups."""
 
     name: str
-    build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    build: Callable[[list[dict[str, Any]]], Any]
+    max_tensors: int | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another library: for each of torch's class names, its own class and what to add."""
+
+    devices: tuple[str, ...]
+    classes: dict[str, tuple[str, dict[str, Any]]]
+    #: Above this many tensors its compilation takes minutes, and it is left out.
+    max_tensors: int | None = None
+    package: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = next(iter(self.classes.values()))[0]
+        object.__setattr__(self, "package", path.partition(".")[0].partition(":")[0])
 
     @property
-    def is_torch(self) -> bool:
-        return self.name.startswith("torch")
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
 
 
-def implementations(optimizer: str, device: str) -> Iterator[Implementation]:
-    """All implementations of an optimizer for this device that can be imported here."""
-    class_name, options, _ = OPTIMIZERS[optimizer]
-    fused_class = getattr(fused_optim, class_name)
-    torch_class = getattr(torch.optim, class_name)
+PEERS = {
+    "DeepSpeed CPUAdam": Peer(
+        ("cpu",),
+        {
+            "Adam": ("deepspeed.ops.adam:DeepSpeedCPUAdam", {"adamw_mode": False}),
+            "AdamW": ("deepspeed.ops.adam:DeepSpeedCPUAdam", {"adamw_mode": True}),
+        },
+    ),
+    "DeepSpeed FusedAdam": Peer(
+        ("cuda",),
+        {
+            "Adam": ("deepspeed.ops.adam:FusedAdam", {"adam_w_mode": False}),
+            "AdamW": ("deepspeed.ops.adam:FusedAdam", {"adam_w_mode": True}),
+        },
+    ),
+    "Apex": Peer(
+        ("cuda",),
+        {
+            "Adam": ("apex.optimizers:FusedAdam", {"adam_w_mode": False}),
+            "AdamW": ("apex.optimizers:FusedAdam", {"adam_w_mode": True}),
+            "SGD": ("apex.optimizers:FusedSGD", {}),
+        },
+    ),
+    "Transformer Engine": Peer(
+        ("cuda",),
+        {
+            "Adam": ("transformer_engine.pytorch.optimizers:FusedAdam", {"adam_w_mode": False}),
+            "AdamW": ("transformer_engine.pytorch.optimizers:FusedAdam", {"adam_w_mode": True}),
+            "SGD": ("transformer_engine.pytorch.optimizers:FusedSGD", {}),
+        },
+    ),
+    "bitsandbytes": Peer(
+        ("cpu", "cuda"),
+        {
+            "SGD": ("bitsandbytes.optim:SGD32bit", {}),
+            "Adam": ("bitsandbytes.optim:Adam32bit", {}),
+            "AdamW": ("bitsandbytes.optim:AdamW32bit", {}),
+            "RMSprop": ("bitsandbytes.optim:RMSprop32bit", {}),
+        },
+    ),
+    "torchao 8-bit": Peer(
+        ("cpu", "cuda"),
+        {
+            "Adam": ("torchao.optim:Adam8bit", {}),
+            "AdamW": ("torchao.optim:AdamW8bit", {}),
+        },
+        max_tensors=10,
+    ),
+    "optimi": Peer(
+        ("cpu", "cuda"),
+        {
+            "SGD": ("optimi:SGD", {}),
+            "Adam": ("optimi:Adam", {}),
+            "AdamW": ("optimi:AdamW", {}),
+        },
+    ),
+}
+
+
+def absent(device: str) -> list[str]:
+    """Names of the peers for this device that are not installed."""
+    return [n for n, peer in PEERS.items() if device in peer.devices and not peer.is_installed]
+
+
+def implementations(optimizer: str, device: str, compiled: bool = True) -> Iterator[Implementation]:
+    """All implementations of an optimizer for this device that are installed here; on request
+    without those that torch.compile has to compile first."""
+    for implementation in _implementations(optimizer, device):
+        if compiled or implementation.max_tensors is None:
+            yield implementation
+
+
+def _implementations(optimizer: str, device: str) -> Iterator[Implementation]:
+    name, options, _ = OPTIMIZERS[optimizer]
+    fused_class, torch_class = getattr(fused_optim, name), getattr(torch.optim, name)
     yield Implementation(OURS, lambda groups: fused_class(groups, **options))
-    yield Implementation("torch for-loop", lambda g: torch_class(g, foreach=False, **options))
+    yield Implementation(FOR_LOOP, lambda g: torch_class(g, foreach=False, **options))
     yield Implementation("torch foreach", lambda g: torch_class(g, foreach=True, **options))
     if "fused" in torch_class([torch.zeros(1)]).defaults:
         yield Implementation("torch fused", lambda g: torch_class(g, fused=True, **options))
-    if device == "cpu":
-        yield from deepspeed(class_name, options)
+    yield Implementation("torch.compile", lambda g: _compiled(torch_class(g, **options)), 120)
+    for peer_name, peer in PEERS.items():
+        if device in peer.devices and name in peer.classes and peer.is_installed:
+            yield Implementation(peer_name, _builder(peer, name, options), peer.max_tensors)
 
 
-def deepspeed(class_name: str, options: dict[str, Any]) -> Iterator[Implementation]:
-    """DeepSpeed's CPUAdam, which is Adam and, with adamw_mode, AdamW."""
-    if class_name not in ("Adam", "AdamW"):
-        return
-    try:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-    except Exception:  # absent, or its own build fails: listed as absent
-        return
-    adamw = class_name == "AdamW"
-    yield Implementation(
-        "DeepSpeed CPUAdam", lambda g: DeepSpeedCPUAdam(g, adamw_mode=adamw, **options)
-    )
+def _builder(peer: Peer, name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    path, more = peer.classes[name]
+
+    def build(groups: list[dict[str, Any]]) -> Any:
+        module, _, cls = path.partition(":")
+        return getattr(importlib.import_module(module), cls)(groups, **options, **more)
+
+    return build
+
+
+def _compiled(optimizer: torch.optim.Optimizer) -> Any:
+    """torch's optimizer with its step compiled."""
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    optimizer.step = torch.compile(optimizer.step)  # type: ignore[method-assign]
+    return optimizer

@@ -1,11 +1,11 @@
-"""What a person reads: tables in the terminal, plots as PNG, everything as JSON."""
+"""What a person reads in the terminal, and what a program reads: tables and JSON."""
 
 import json
 import os
 import pathlib
 import platform
-import statistics
 import subprocess
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,9 +13,30 @@ from rich.console import Console
 from rich.table import Table
 
 import fused_optim
-from benchmarks.measure import ROOFS, Result
+from benchmarks.measure import ROOFS, STEP, TRAINING, Result
 from benchmarks.peers import OURS
 from fused_optim import _C
+
+TORCHS = ["torch fused", "torch foreach", "torch for-loop"]
+
+
+@dataclass
+class Content:
+    """Everything that a run has found out."""
+
+    machine: dict[str, Any]
+    results: list[Result] = field(default_factory=list)
+    sweep: list[Result] = field(default_factory=list)
+    accuracy: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    busy: list[dict[str, Any]] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+
+def driver_version() -> str:
+    """The GPU driver's version, as the kernel module says it."""
+    path = pathlib.Path("/proc/driver/nvidia/version")
+    words = path.read_text().split() if path.exists() else []
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
 
 
 def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
@@ -52,13 +73,6 @@ def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def driver_version() -> str:
-    """The GPU driver's version, as the kernel module says it."""
-    path = pathlib.Path("/proc/driver/nvidia/version")
-    words = path.read_text().split() if path.exists() else []
-    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
-
-
 def describe(info: dict[str, Any]) -> str:
     gpu = f"{info['gpu']}, driver {info['driver']}, " if "gpu" in info else ""
     return (
@@ -71,24 +85,82 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}"
 
 
-def step_table(results: list[Result]) -> Table:
+def size(bytes_: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if bytes_ < 1000:
+            return f"{bytes_:.3g} {unit}"
+        bytes_ /= 1000  # type: ignore[assignment]
+    return f"{bytes_:.3g} GB"
+
+
+def names_of(results: list[Result]) -> list[str]:
+    """Implementations in the order of columns: ours, torch's, peers."""
+    measured = {n for r in results for n in r.samples} - {*ROOFS.values()}
+    first = [n for n in (OURS, *TORCHS) if n in measured]
+    return first + sorted(measured - {*first})
+
+
+def step_table(results: list[Result], title: str) -> Table:
     """Medians of every implementation and ours against the best of torch's."""
-    names = [OURS, "torch fused", "torch foreach", "torch for-loop"]
-    others = sorted({n for r in results for n in r.samples} - {*names})
-    peers = [n for n in others if n not in ROOFS.values()]
-    table = Table(title="ms a step (median); ratio: ours / best of torch, lower is better")
+    names = names_of(results)
+    table = Table(title=title)
     for column in ("optimizer", "workload"):
-        table.add_column(column)
-    for column in (*names, *peers, "ratio", "p10-p90", "GB/s", "of roof"):
+        table.add_column(column, no_wrap=True)
+    for column in (*names, "ratio", "p10-p90", "GB/s", "of roof"):
         table.add_column(column, justify="right")
     for r in results:
-        ratios = statistics.quantiles(r.ratios(r.best_torch), n=10)
-        cells = [milliseconds(r.median(n)) if n in r.samples else "-" for n in (*names, *peers)]
+        cells = [milliseconds(r.median(n)) if n in r.samples else "-" for n in names]
+        _, low, high = r.quantiles(r.best_torch)
         share = "-" if r.roof_share is None else f"{r.roof_share:.0%}"
         table.add_row(
             r.optimizer, r.workload, *cells, f"[bold]{r.ratio:.2f}[/bold]",
-            f"{ratios[0]:.2f}-{ratios[-1]:.2f}", f"{r.bandwidth / 1e9:.1f}", share,
+            f"{low:.2f}-{high:.2f}", f"{r.bandwidth / 1e9:.1f}", share,
         )  # fmt: skip
+    return table
+
+
+def cost_table(results: list[Result]) -> Table:
+    """What a step costs besides time: calls for work, memory, and on a GPU the host's time."""
+    names = names_of(results)
+    on_gpu = any(r.host for r in results)
+    calls = "kernel launches" if on_gpu else "torch operators"
+    what = f"a step's {calls}, peak extra memory" + (", host time in ms" if on_gpu else "")
+    table = Table(title=what)
+    for column in ("optimizer", "workload", "B/element"):
+        table.add_column(column, no_wrap=True)
+    for column in names:
+        table.add_column(column, justify="right")
+    for r in results:
+        cells = []
+        for name in names:
+            if name not in r.calls:
+                cells.append("-")
+                continue
+            parts = [f"{r.calls[name]}", size(r.extra_memory[name])]
+            if name in r.host:
+                parts.append(milliseconds(sorted(r.host[name])[len(r.host[name]) // 2]))
+            cells.append(", ".join(parts))
+        table.add_row(r.optimizer, r.workload, str(r.bytes_per_element), *cells)
+    return table
+
+
+def accuracy_table(accuracy: dict[str, dict[str, dict[str, Any]]]) -> Table:
+    """Errors against float64, those in red that rounding does not explain."""
+    names = list(dict.fromkeys(name for rows in accuracy.values() for name in rows))
+    table = Table(title="largest error in float32 after 100 steps, against float64")
+    table.add_column("optimizer", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    for optimizer, rows in accuracy.items():
+        cells = []
+        for name in names:
+            row = rows.get(name)
+            if row is None or row["error"] is None:
+                cells.append("-" if row is None else "failed")
+            else:
+                text = f"{row['error']:.1e}"
+                cells.append(f"[bold red]{text} WRONG[/bold red]" if row["wrong"] else text)
+        table.add_row(optimizer, *cells)
     return table
 
 
@@ -96,7 +168,7 @@ def busy_table(rows: list[dict[str, Any]]) -> Table:
     """Adam's steps while other processes are busy."""
     table = Table(title="Adam, ms a step while other processes are busy")
     for column in ("workload", "implementation"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("busy processes", "median", "95th percentile", "longest"):
         table.add_column(column, justify="right")
     for row in rows:
@@ -105,93 +177,54 @@ def busy_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def print_tables(results: list[Result], busy: list[dict[str, Any]], info: dict[str, Any]) -> None:
-    console = Console(width=max(140, Console().width))
-    if results:
-        console.print(step_table(results))
-    if busy:
-        console.print(busy_table(busy))
-    for result in results:
-        for name, error in result.errors.items():
-            console.print(f"{name} failed on {result.optimizer}, {result.workload}: {error}")
-    console.print(describe(info))
+def remarks(content: Content) -> list[str]:
+    """What was not measured, and why; a line each."""
+    lines = []
+    if content.absent:
+        lines.append(f"not installed: {', '.join(content.absent)}")
+    seen: dict[tuple[str, str], list[str]] = {}
+    for r in content.results:
+        for name, error in r.errors.items():
+            seen.setdefault((name, error), []).append(f"{r.optimizer} on {r.workload}")
+    lines += [f"{name}: {error} ({', '.join(rows)})" for (name, error), rows in seen.items()]
+    for optimizer, rows in content.accuracy.items():
+        failed = {name: row["failed"] for name, row in rows.items() if "failed" in row}
+        lines += [f"{name}, accuracy of {optimizer}: {why}" for name, why in failed.items()]
+    return lines
 
 
-def write_json(
-    path: pathlib.Path, results: list[Result], busy: list[dict[str, Any]], info: dict[str, Any]
-) -> None:
-    content = {"machine": info, "steps": [r.as_dict() for r in results], "busy": busy}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def tables(content: Content) -> list[Table]:
+    """All tables of a run, in the order in which they are shown."""
+    shown = []
+    steps = [r for r in content.results if r.view == STEP]
+    trained = [r for r in content.results if r.view == TRAINING]
+    title = "ms a step (median); ratio: ours / best of torch, lower is better"
+    if steps:
+        shown += [step_table(steps, title), cost_table(steps)]
+    if trained:
+        shown.append(step_table(trained, f"{TRAINING}: {title}"))
+    if content.accuracy:
+        shown.append(accuracy_table(content.accuracy))
+    if content.busy:
+        shown.append(busy_table(content.busy))
+    return shown
 
 
-def plot_ratios(path: pathlib.Path, results: list[Result], info: dict[str, Any]) -> None:
-    """How many times faster than each of torch's implementations, a bar each."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    optimizers = list(dict.fromkeys(r.optimizer for r in results))
-    figure, axes = plt.subplots(
-        len(optimizers), 1, figsize=(9, 2.6 * len(optimizers) + 1), squeeze=False
-    )
-    names = ["torch for-loop", "torch foreach", "torch fused"]
-    colors = ["#9aa5b1", "#5b8db8", "#d9822b"]
-    for axis, optimizer in zip(axes[:, 0], optimizers, strict=True):
-        rows = [r for r in results if r.optimizer == optimizer]
-        for offset, (name, color) in enumerate(zip(names, colors, strict=True)):
-            bars = [
-                (i + (offset - 1) * 0.27, 1 / statistics.median(r.ratios(name)))
-                for i, r in enumerate(rows)
-                if name in r.samples
-            ]
-            if not bars:
-                continue
-            drawn = axis.bar(
-                [x for x, _ in bars], [h for _, h in bars], width=0.25, color=color, label=name
-            )
-            axis.bar_label(drawn, fmt="%.3g", fontsize=7, padding=1)
-        axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
-        axis.set_yscale("log")
-        axis.margins(y=0.25)
-        axis.set_xticks(range(len(rows)), [r.workload for r in rows])
-        axis.set_ylabel("times faster")
-        axis.set_title(optimizer, loc="left", fontweight="bold")
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    for axis in axes[1:, 0]:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            if label not in labels:
-                handles.append(handle)
-                labels.append(label)
-    figure.suptitle("fused_optim against torch.optim, float32 (dashed: equal)")
-    figure.legend(handles, labels, loc="lower center", ncols=3, bbox_to_anchor=(0.5, 0.025))
-    figure.text(0.5, 0.008, describe(info), ha="center", fontsize=7, color="#555555")
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def print_tables(console: Console, content: Content) -> None:
+    for table in tables(content):
+        console.print(table)
+    for line in remarks(content):
+        console.print(line, markup=False)
+    console.print(describe(content.machine), markup=False)
 
 
-def plot_bandwidth(path: pathlib.Path, results: list[Result], info: dict[str, Any]) -> None:
-    """Bandwidth of the large workloads as a share of the roof."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [r for r in results if r.roof_share is not None]
-    if not rows:
-        return
-    figure, axis = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.8))
-    labels = [f"{r.optimizer}, {r.workload}" for r in rows]
-    drawn = axis.barh(labels, [100 * (r.roof_share or 0) for r in rows], color="#d9822b")
-    labels = [f"{r.bandwidth / 1e9:.0f} GB/s" for r in rows]
-    axis.bar_label(drawn, labels, label_type="center", fontsize=8, color="white")
-    axis.axvline(100, color="black", linewidth=0.8, linestyle="--")
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlabel(f"bandwidth in % of a {ROOFS[rows[0].device]}")
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.text(0.5, 0.01, describe(info), ha="center", fontsize=7, color="#555555")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def write_json(path: pathlib.Path, content: Content) -> None:
+    data = {
+        "machine": content.machine,
+        "steps": [r.as_dict() for r in content.results],
+        "sweep": [r.as_dict() for r in content.sweep],
+        "accuracy": content.accuracy,
+        "absent": content.absent,
+        "busy": content.busy,
+    }
+    path.write_text(json.dumps(data, indent=1) + "\n")

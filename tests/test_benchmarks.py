@@ -1,5 +1,6 @@
 """The benchmarks run, and measure what they say."""
 
+import copy
 import json
 import pathlib
 import subprocess
@@ -13,7 +14,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import measure, peers, workloads  # noqa: E402
+from benchmarks import accuracy, compare, measure, memory, peers, workloads  # noqa: E402
 from benchmarks.busy import measure_busy  # noqa: E402
 
 
@@ -27,20 +28,183 @@ def run(*arguments):
     )
 
 
-def test_command_line(tmp_path):
-    shapes = tmp_path / "mine.json"
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """A run of everything on a few tiny tensors: the folder that it wrote, and what it printed."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    shapes = folder / "mine.json"
     shapes.write_text(json.dumps({"name": "mine", "groups": [[[3, 4], [5]], [[7]]]}))
-    result = run("--workload", str(shapes), "--rounds", "3", "--output", str(tmp_path / "out"))
+    result = run(
+        "--workload", str(shapes), "--rounds", "3", "--quick", "--output", str(folder / "out"),
+        "--report", str(folder / "report.html"),
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "mine" in result.stdout and "torch fused" in result.stdout
-    content = json.loads((tmp_path / "out" / "steps.json").read_text())
+    return folder, result.stdout
+
+
+def test_command_line(tiny_run):
+    folder, printed = tiny_run
+    assert "mine" in printed and "torch fused" in printed and "against float64" in printed
+    content = json.loads((folder / "out" / "steps.json").read_text())
     assert content["machine"]["torch"] == torch.__version__
     assert {row["optimizer"] for row in content["steps"]} == set(peers.OPTIMIZERS)
     for row in content["steps"]:
-        assert row["tensors"] == 3 and row["elements"] == 24
+        assert row["tensors"] == 3 and row["elements"] == 24 and row["view"] == measure.STEP
         assert all(len(s) == 3 and min(s) > 0 for s in row["samples"].values())
         assert row["best_torch"] in row["samples"] and row["ratio"] > 0
-    assert (tmp_path / "out" / "ratios.png").stat().st_size > 1000
+        assert row["extra_memory"][peers.OURS] == row["calls"][peers.OURS] == 0
+        assert row["calls"]["torch for-loop"] >= 3
+        for name in set(row["samples"]) - {peers.OURS}:
+            assert row["ratios"][name]["p10"] <= row["ratios"][name]["p90"]
+    for rows in content["accuracy"].values():
+        assert 0 < rows[peers.OURS]["error"] < 1e-3 and not rows[peers.OURS]["wrong"]
+    assert (folder / "out" / "ratios.png").stat().st_size > 1000
+
+
+def test_the_page_is_self_contained(tiny_run):
+    page = (tiny_run[0] / "report.html").read_text()
+    assert "data:image/png;base64," in page and "mine" in page and "against float64" in page
+    assert "<script" not in page and "http" not in page.replace("data:image", "")
+
+
+def test_sweeps_and_training_view_and_plots(tmp_path):
+    from benchmarks import plots, report
+
+    content = report.Content(report.machine(1))
+    small = [*workloads.count_sweep(3), *workloads.size_sweep(8)]
+    content.sweep = [measure.measure("Adam", w, 3, 1, compiled=False) for w in small]
+    assert [r.tensors for r in content.sweep] == [1, 3, 1, 1]
+    assert [r.elements for r in content.sweep] == [1000, 3000, 64, 256]
+    assert plots.plot_scaling(tmp_path / "scaling.png", content)
+    assert not plots.plot_bandwidth(tmp_path / "bandwidth.png", content)
+    trained = measure.measure("SGD+momentum", small[1], 3, 1, view=measure.TRAINING, compiled=False)
+    assert trained.ratio > 0 and not trained.calls
+
+
+def test_training_view_clips_and_zeroes():
+    workload = workloads.Workload("w", [[(3,)], [(4,)]])
+    built = []
+
+    def build(groups):
+        built.append((groups, torch.optim.SGD(groups, lr=0.0)))
+        return built[0][1]
+
+    implementation = peers.Implementation("mine", build)
+    stepper = measure.prepared(implementation, workload, "cpu", measure.TRAINING)
+    params = [p for group in built[0][0] for p in group["params"]]
+    grads = [p.grad for p in params]
+    for grad in grads:
+        grad.fill_(10.0)
+    stepper.restore()
+    stepper.step()
+    assert all(p.grad is None for p in params)
+    assert torch.cat(grads).norm() == pytest.approx(1.0, rel=1e-4)
+    stepper.restore()
+    assert all(p.grad is g for p, g in zip(params, grads, strict=True))
+
+
+def test_shapes_of_a_users_model(tmp_path):
+    script = tmp_path / "model.py"
+    script.write_text(
+        "import torch\n"
+        "def net(): return torch.nn.Linear(3, 2)\n"
+        "def optimizer():\n"
+        "    layer = net()\n"
+        "    return torch.optim.SGD([{'params': [layer.weight]}, {'params': [layer.bias]}], lr=1)\n"
+    )
+    for function, groups in (("net", [[(2, 3), (2,)]]), ("optimizer", [[(2, 3)], [(2,)]])):
+        written = tmp_path / f"{function}.json"
+        result = run("shapes", f"{script}:{function}", "--output", str(written))
+        assert result.returncode == 0, result.stderr
+        assert workloads.load(written) == workloads.Workload(function, groups)
+    assert run("shapes", str(script)).returncode == 2
+
+
+def test_compare_finds_a_regression_and_not_noise(tiny_run, tmp_path):
+    content = json.loads((tiny_run[0] / "out" / "steps.json").read_text())
+    for row in content["steps"]:  # noise of a few percent on twenty rounds
+        row["samples"] = {
+            name: [(1 + i) * (1 + 0.01 * ((7 * r) % 5)) for r in range(20)]
+            for i, name in enumerate(row["samples"])
+        }
+
+    def compared(change, only=None):
+        changed = copy.deepcopy(content)
+        for row in changed["steps"]:
+            if only in (None, row["optimizer"]):
+                ours = row["samples"][peers.OURS]
+                row["samples"][peers.OURS] = [
+                    t * change * (1 + 0.01 * (i % 3)) for i, t in enumerate(ours)
+                ]
+        paths = [tmp_path / "old.json", tmp_path / "new.json"]
+        for path, data in zip(paths, (content, changed), strict=True):
+            path.write_text(json.dumps(data))
+        return run("compare", *map(str, paths))
+
+    same, slower, faster = compared(1.0), compared(1.5, "Adam"), compared(0.5)
+    assert (same.returncode, slower.returncode, faster.returncode) == (0, 1, 0)
+    assert "0 slower, 0 faster, 4 within noise" in same.stdout
+    assert "1 slower, 0 faster, 3 within noise" in slower.stdout and "Adam" in slower.stdout
+    assert "0 slower, 4 faster, 0 within noise" in faster.stdout
+
+
+def test_noise_alone_is_no_change():
+    row = {"optimizer": "Adam", "workload": "w", "view": measure.STEP, "best_torch": "torch fused"}
+    noisy = {peers.OURS: [1.0, 2.0, 3.0, 1.5] * 5, "torch fused": [1.0] * 20}
+    other = {peers.OURS: [1.2, 2.5, 3.1, 1.8] * 5, "torch fused": [1.0] * 20}
+    contents = [{"steps": [{**row, "samples": samples}]} for samples in (noisy, other)]
+    (change,) = compare.changes(*contents)
+    assert change.factor > 1.05 and not change.is_beyond_noise
+
+
+def test_a_wrong_optimizer_is_flagged(monkeypatch):
+    """A relative error of 1e-5 in the update."""
+
+    class Wrong(torch.optim.Adam):
+        def step(self, closure=None):
+            super().step()
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.mul_(1 + 1e-5)
+
+    options = peers.OPTIMIZERS["Adam"][1]
+    real = peers.implementations
+
+    def planted(*arguments):
+        yield from real(*arguments)
+        yield peers.Implementation("wrong", lambda groups: Wrong(groups, **options))
+        yield peers.Implementation("broken", lambda groups: 1 / 0)
+
+    monkeypatch.setattr(accuracy, "implementations", planted)
+    rows = accuracy.measure_accuracy("Adam", "cpu", compiled=False)
+    assert rows["wrong"]["wrong"]
+    assert "ZeroDivisionError" in rows["broken"]["failed"]
+    assert not any(row["wrong"] for name, row in rows.items() if name != "wrong")
+
+
+def test_a_failing_peer_does_not_end_the_run(monkeypatch):
+    real = peers.implementations
+
+    def planted(*arguments):
+        yield from real(*arguments)
+        yield peers.Implementation("broken", lambda groups: 1 / 0)
+
+    monkeypatch.setattr(measure, "implementations", planted)
+    workload = workloads.Workload("w", [[(3,)]])
+    result = measure.measure("Adam", workload, 2, 1, compiled=False)
+    assert "ZeroDivisionError" in result.errors["broken"] and "broken" not in result.samples
+
+
+def test_profiled_memory_and_operators():
+    def step():
+        first = torch.ones(1000)
+        second = first * 2
+        del first
+        return second * 3
+
+    step()
+    peak, calls = memory.profiled(step, "cpu")
+    assert 8000 <= peak < 8100 and calls >= 3  # and a few bytes for the numbers
 
 
 def test_shapes_are_those_of_the_models():
@@ -48,6 +212,13 @@ def test_shapes_are_those_of_the_models():
     assert (standard["resnet50"].tensors, standard["resnet50"].elements) == (161, 25_557_032)
     assert (standard["gpt2"].tensors, standard["gpt2"].elements) == (148, 124_439_808)
     assert len(standard["465groups"].groups) == standard["465groups"].tensors == 465
+    assert len(standard["rf_detr"].groups) == standard["rf_detr"].tensors == 499
+    assert (standard["vit_b_16"].tensors, standard["vit_b_16"].elements) == (152, 86_567_656)
+    assert standard["gaussians"].elements == 59_000_000 and len(standard["gaussians"].groups) == 6
+    llama = workloads.standard("cuda")["llama_3_2_1b"]
+    assert (llama.tensors, llama.elements) == (146, 1_235_814_400)
+    for path in workloads.FILES.glob("*.json"):
+        assert json.loads(path.read_text())["source"]
 
 
 def test_every_fused_optimizer_is_measured():
@@ -58,7 +229,7 @@ def test_every_fused_optimizer_is_measured():
 
 def test_our_steps_run_on_the_kernels():
     for optimizer in peers.OPTIMIZERS:
-        for implementation in peers.implementations(optimizer, "cpu"):
+        for implementation in peers.implementations(optimizer, "cpu", compiled=False):
             built = implementation.build(
                 measure.make_groups(workloads.Workload("w", [[(3,)], [(4, 2)]]), "cpu")
             )

@@ -1,0 +1,62 @@
+"""How far each implementation is from the exact result: nobody is fast by being wrong."""
+
+import math
+from typing import Any
+
+import torch
+
+from benchmarks.peers import FOR_LOOP, OPTIMIZERS, implementations
+
+STEPS = 100
+SHAPES = [(64, 33), (1000,), (7,)]
+#: Times torch's own float32 error from which on a result counts as wrong, not as rounded.
+WRONG = 20.0
+
+
+def _trajectory(optimizer: Any, params: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The parameters after 100 steps with the same random gradients for everyone."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        for p in params:
+            grad = torch.randn(p.shape, dtype=torch.float64, generator=generator)
+            p.grad = grad.to(p.device, p.dtype)
+        optimizer.step()
+    return [p.detach().double().cpu() for p in params]
+
+
+def _params(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(s, generator=generator) for s in SHAPES]
+    return [s.to(device, dtype).requires_grad_() for s in starts]
+
+
+def measure_accuracy(
+    optimizer: str, device: str, compiled: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Each implementation's largest error in float32 after 100 steps, against torch's for-loop
+    in float64.
+
+    Returns:
+        By name, ``error`` (None with the reason as ``failed``) and ``wrong``: whether the error
+        is more than rounding makes, by torch's own for-loop in float32.
+    """
+    name, options, _ = OPTIMIZERS[optimizer]
+    exact_params = _params("cpu", torch.float64)
+    torch_class = getattr(torch.optim, name)
+    exact = _trajectory(torch_class(exact_params, foreach=False, **options), exact_params)
+    rows: dict[str, dict[str, Any]] = {}
+    for implementation in implementations(optimizer, device, compiled):
+        params = _params(device, torch.float32)
+        try:
+            found = _trajectory(implementation.build([{"params": params}]), params)
+        except Exception as error:  # a peer that fails is reported, the run goes on
+            rows[implementation.name] = {"error": None, "wrong": False, "failed": repr(error)}
+            continue
+        pairs = zip(found, exact, strict=True)
+        largest = max(float((a - b).abs().max()) for a, b in pairs)
+        rows[implementation.name] = {"error": largest, "wrong": False}
+    rounding = rows[FOR_LOOP]["error"]
+    for row in rows.values():
+        if row["error"] is not None:
+            row["wrong"] = not row["error"] <= WRONG * rounding or math.isnan(row["error"])
+    return rows
