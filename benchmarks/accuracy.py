@@ -8,7 +8,8 @@ import torch
 from benchmarks.peers import FOR_LOOP, OPTIMIZERS, implementations
 
 STEPS = 100
-SHAPES = [(64, 33), (1000,), (7,)]
+#: The first is large enough for 8-bit optimizers to keep their states in 8 bits.
+SHAPES = [(128, 64), (1000,), (7,)]
 #: Times torch's own float32 error from which on a result counts as wrong, not as rounded.
 WRONG = 20.0
 
