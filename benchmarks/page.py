@@ -13,7 +13,8 @@ from benchmarks.report import Content, describe, remarks, tables
 STYLE = """
 body { font-family: system-ui, sans-serif; max-width: 1400px; margin: 2em auto; padding: 0 1em;
        color: #222; }
-img { max-width: 100%; border: 1px solid #ddd; margin: 0.5em 0; }
+figure { margin: 1.5em 0; overflow-x: auto; } img { max-width: 100%; border: 1px solid #ddd; }
+img[alt="ratios"] { max-width: none; width: 1800px; }
 pre { overflow-x: auto; font-size: 12px; line-height: 1.25; }
 h1 { margin-bottom: 0.2em; } .machine { color: #555; }
 """
