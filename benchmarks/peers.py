@@ -21,6 +21,11 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "Adam": ("Adam", {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}, 28),
     "AdamW": ("AdamW", {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}, 28),
     "RMSprop": ("RMSprop", {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8}, 20),
+    "Adagrad": ("Adagrad", {"lr": 1e-2}, 20),
+    "Adadelta": ("Adadelta", {"lr": 1.0}, 28),
+    "Adamax": ("Adamax", {"lr": 2e-3}, 28),
+    "RAdam": ("RAdam", {"lr": 1e-3}, 28),
+    "Rprop": ("Rprop", {"lr": 1e-2}, 28),
 }
 
 

@@ -1,6 +1,6 @@
 #include "gather.h"
 
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/full_like.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -145,10 +145,11 @@ class Gatherer {
       } else if (all_new || !spec_.has_step) {
         NewState& created = new_state(entry, found, num_new, name);
         created.keys[created.num_states] = keys_.states[i];
-        at::Tensor& zeros = created.tensors[created.num_states++];
-        zeros = at::zeros_like(found.tensor->detach(), {}, {}, {}, {}, at::MemoryFormat::Preserve);
-        check_operand(where_, param, *zeros.unsafeGetTensorImpl(), name);
-        add_operand(entry, param, *zeros.unsafeGetTensorImpl(), kFirstState + i, name);
+        at::Tensor& state = created.tensors[created.num_states++];
+        state = at::full_like(found.tensor->detach(), first_value(param, spec_.states[i]), {}, {},
+                              {}, {}, at::MemoryFormat::Preserve);
+        check_operand(where_, param, *state.unsafeGetTensorImpl(), name);
+        add_operand(entry, param, *state.unsafeGetTensorImpl(), kFirstState + i, name);
       } else {
         where_.fail(name, "is missing from the state");
       }
@@ -157,6 +158,15 @@ class Gatherer {
     const bool is_first = result_.new_states.size() > num_new;
     entry.step = is_first ? 1 : 2;
     if (is_first && first_step_differs(entry)) amp_.read_on_host();
+  }
+
+  /// What every element of a new state begins as; of a complex one, both its parts.
+  at::Scalar first_value(const c10::TensorImpl& param, const StateSpec& state) const {
+    double value = 0;
+    for (int h = 0; h < spec_.num_hyperparameters && state.begins_as != nullptr; ++h)
+      if (spec_.hyperparameters[h] == std::string_view(state.begins_as))
+        value = read_value(group_, keys_.hyperparameters[h], state.begins_as);
+    return is_complex(param) ? at::Scalar(c10::complex<double>(value, value)) : at::Scalar(value);
   }
 
   /// Whether a first step that the kernel skips unknown to the host would leave a state of zeros

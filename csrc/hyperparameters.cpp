@@ -62,6 +62,10 @@ double read_number(PyObject* value, const char* name) {
   return number;
 }
 
+double read_value(PyObject* group, const HyperparameterKey& key, const char* name) {
+  return read_number(find_value(group, key, name), name);
+}
+
 Variant read_variant(PyObject* group, const std::vector<HyperparameterKey>& keys,
                      const RuleSpec& rule) {
   Variant variant = 0;
@@ -70,8 +74,7 @@ Variant read_variant(PyObject* group, const std::vector<HyperparameterKey>& keys
     bool enabled = enabled_by == nullptr;
     for (int h = 0; h < rule.num_hyperparameters && !enabled; ++h) {
       const char* name = rule.hyperparameters[h];
-      enabled = name == std::string_view(enabled_by) &&
-                read_number(find_value(group, keys[h], name), name) != 0;
+      enabled = name == std::string_view(enabled_by) && read_value(group, keys[h], name) != 0;
     }
     if (enabled) variant |= 1u << i;
   }

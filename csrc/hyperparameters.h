@@ -23,6 +23,9 @@ std::vector<HyperparameterKey> intern_hyperparameters(const RuleSpec& rule);
 /// Throws NotFused where it is none of these or takes part in autograd.
 double read_number(PyObject* value, const char* name);
 
+/// The value of one hyperparameter, read on the host wherever it is.
+double read_value(PyObject* group, const HyperparameterKey& key, const char* name);
+
 /// Which states the group's hyperparameters switch on.
 Variant read_variant(PyObject* group, const std::vector<HyperparameterKey>& keys,
                      const RuleSpec& rule);

@@ -16,14 +16,32 @@ __path__ = _pkgutil.extend_path(__path__, __name__)  # noqa: F405
 
 from fused_optim import _extension as _extension  # says why, where the build doesn't fit torch
 from fused_optim._version import __version__
+from fused_optim.adadelta import Adadelta
+from fused_optim.adagrad import Adagrad
 from fused_optim.adam import Adam
+from fused_optim.adamax import Adamax
 from fused_optim.adamw import AdamW
 from fused_optim.convert import fuse
 from fused_optim.optimizer import FusedOptimizer
+from fused_optim.radam import RAdam
 from fused_optim.rmsprop import RMSprop
+from fused_optim.rprop import Rprop
 from fused_optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "FusedOptimizer", "RMSprop", "__version__", "fuse"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "FusedOptimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "__version__",
+    "fuse",
+]
 __all__ += [name for name in _torch_optim.__all__ if name not in __all__]
 
 

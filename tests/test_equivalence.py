@@ -97,6 +97,9 @@ BOUNDS = {
     "weight_decay": (0.0, 0.5),
     "momentum": (0.0, 0.99),
     "dampening": (0.0, 0.9),
+    "lr_decay": (0.0, 0.5),
+    "initial_accumulator_value": (0.0, 1.0),
+    "rho": (0.05, 0.99),
     # Below, a centered variance is the difference of two equal numbers: rounding decides its sign.
     "alpha": (0.05, 1.0),
 }

@@ -84,18 +84,29 @@ def test_lr_changed_between_steps_takes_effect_at_once(optimizer_class):
             group["lr"] = 0.1 / (i + 1)
 
     run(params, other, ours, theirs, between=between)
-    ours.param_groups[0]["lr"] = 0.0
-    ours.param_groups[0]["weight_decay"] = 0.0
+    for group in (*ours.param_groups, *theirs.param_groups):
+        group["lr"] = group["weight_decay"] = 0.0
     before = [p.detach().clone() for p in params]
     ours.step()
-    assert_same_values(params, before, rtol=0, atol=0)
+    theirs.step()
+    assert_same_values(params, other)
+    if optimizer_class.__name__ != "Rprop":  # whose lr is but the first step's size
+        assert_same_values(params, before, rtol=0, atol=0)
+
+
+def one_cycle(optimizer):
+    """OneCycleLR, which also cycles momentum or beta1 where there is one."""
+    has_momentum = {"momentum", "betas"} & set(optimizer.defaults)
+    return lr_scheduler.OneCycleLR(
+        optimizer, 0.1, total_steps=20, cycle_momentum=bool(has_momentum)
+    )
 
 
 @pytest.mark.parametrize("number", range(6))
 def test_schedulers(optimizer_class, number):
     schedulers = list(INFOS[optimizer_class].scheduler_inputs)
     if number >= len(schedulers):
-        schedulers.append([lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=20)])
+        schedulers.append([one_cycle])
     params, other, ours, theirs = both(optimizer_class, lambda p: [{"params": p}], lr=0.1)
     chosen = schedulers[min(number, len(schedulers) - 1)]
     pairs = [(make(ours), make(theirs)) for make in chosen]
@@ -112,7 +123,7 @@ def test_schedulers(optimizer_class, number):
 
 def test_mixed_dtypes_in_one_group(optimizer_class):
     dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.complex64]
-    options = {"eps": 1e-3} if optimizer_class.__name__ != "SGD" else {}
+    options = {"eps": 1e-3} if "eps" in optimizer_class([torch.zeros(1)]).defaults else {}
     params = [make_params([(30,)], d)[0] for d in dtypes]
     together, alone = copies(params), copies(params)
     one = optimizer_class(together, **options)

@@ -211,4 +211,6 @@ def test_detached_prediction_moves_nothing(optimizer_class):
     optimizer.step()
     for p, q in zip(model.parameters(), before, strict=True):
         assert torch.equal(p.detach(), q)
-    assert not optimizer.state
+    assert not any(
+        s.get("step", 1) for s in optimizer.state.values()
+    )  # Adagrad has it from the start

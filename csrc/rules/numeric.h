@@ -117,6 +117,25 @@ FUSED_OPTIM_INLINE T maximum(T a, T b) {
   return (a > b || a != a) ? a : b;
 }
 
+template <class T>
+FUSED_OPTIM_INLINE T absolute(T value) {
+  return value < T(0) ? -value : value;
+}
+
+/// torch.sign: -1, 0 or 1, and 0 for NaN.
+template <class T>
+FUSED_OPTIM_INLINE T sign(T value) {
+  const T positive = value > T(0) ? T(1) : T(0);
+  return value < T(0) ? T(-1) : positive;
+}
+
+/// torch.clamp: NaN stays NaN.
+template <class T>
+FUSED_OPTIM_INLINE T clamp(T value, T min, T max) {
+  const T at_least = value < min ? min : value;
+  return at_least > max ? max : at_least;
+}
+
 /// base**exponent by squaring. libm's pow differs between platforms in the last bit; this doesn't.
 FUSED_OPTIM_INLINE double integer_power(double base, double exponent) {
   double power = 1.0;

@@ -1,14 +1,24 @@
 // All rules: the one list from which kernels, bindings, tests and benchmarks know them.
 #pragma once
 
+#include "adadelta.h"
+#include "adagrad.h"
 #include "adam.h"
+#include "adamax.h"
+#include "radam.h"
 #include "rmsprop.h"
+#include "rprop.h"
 #include "sgd.h"
 
 #define FUSED_OPTIM_FOR_EACH_RULE(X) \
   X(SGD)                             \
   X(Adam)                            \
-  X(RMSprop)
+  X(RMSprop)                         \
+  X(Adagrad)                         \
+  X(Adadelta)                        \
+  X(Adamax)                          \
+  X(RAdam)                           \
+  X(Rprop)
 
 namespace fused_optim {
 

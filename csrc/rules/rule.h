@@ -5,7 +5,8 @@
 //   hyperparameters  their keys in param_groups, "betas[0]" for an item of a tuple;
 //   Hyperparameters  a struct of as many doubles in the same order (flags are 0 or 1);
 //   states           its state tensors in torch's order, each with the hyperparameter that
-//                    switches it on (none: always there);
+//                    switches it on (none: always there) and the one whose value it begins
+//                    with (none: zero);
 //   has_step         whether torch keeps a `step` in the state; where it does not, `step` is 1
 //                    for a parameter whose state is new and 2 ever after;
 //   first_step_differs_with
@@ -29,6 +30,7 @@ constexpr int kMaxHyperparameters = 12;
 struct StateSpec {
   const char* name;
   const char* enabled_by = nullptr;
+  const char* begins_as = nullptr;
 };
 
 /// The set of states that are switched on, a bit each: the only thing that changes the code.
