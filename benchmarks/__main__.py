@@ -26,6 +26,10 @@ from benchmarks.workloads import QUICK, Workload, count_sweep, load, size_sweep,
 
 #: The workloads of the training-step view.
 TRAINED = ["1000x1000", "resnet50"]
+#: The optimizers that are measured on every workload, and the workloads of the others, unless the
+#: command line says which.
+EVERYWHERE = ["SGD+momentum", "Adam", "AdamW", "RMSprop"]
+ELSEWHERE = ["1000x1000", "resnet50", "25M"]
 #: The sweeps are measured with one optimizer.
 SWEPT = "Adam"
 
@@ -41,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         "--workload", action="append", help=f"a JSON file with shapes, or one of: {known}"
     )
     parser.add_argument("--optimizer", action="append", choices=list(OPTIMIZERS))
-    parser.add_argument("--rounds", type=int, help="rounds a workload (default: 30, quick: 6)")
+    parser.add_argument("--rounds", type=int, help="rounds a workload (default: 25, quick: 6)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="under 2 minutes: a part of it all")
@@ -64,11 +68,19 @@ class Plan:
         names = options.workload or (QUICK if options.quick else list(known))
         self.workloads = [known[n] if n in known else load(pathlib.Path(n)) for n in names]
         self.optimizers = options.optimizer or list(OPTIMIZERS)
-        self.rounds = options.rounds or (6 if options.quick else 30)
-        steps = [(o, w, STEP) for w in self.workloads for o in self.optimizers]
-        trained = [known[n] for n in TRAINED if n in known and known[n] in self.workloads]
+        self.rounds = options.rounds or (6 if options.quick else 25)
+        elsewhere = [known[n] for n in ELSEWHERE if not options.quick]
+        is_asked = options.workload or options.optimizer
+        steps = [
+            (o, w, STEP)
+            for w in self.workloads
+            for o in self.optimizers
+            if is_asked or o in EVERYWHERE or w in elsewhere
+        ]
+        trained = [known[n] for n in TRAINED if known[n] in self.workloads]
         if not options.quick:
-            steps += [(o, w, TRAINING) for w in trained for o in self.optimizers]
+            names = [o for o in self.optimizers if is_asked or o in EVERYWHERE]
+            steps += [(o, w, TRAINING) for w in trained for o in names]
         self.steps = steps
         is_whole = not (options.workload or options.optimizer or options.quick)
         self.sweep = [*count_sweep(), *size_sweep()] if is_whole else []
@@ -102,7 +114,8 @@ class Plan:
 
 def run_accuracy(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     rows = {}
-    for optimizer in options.optimizer or OPTIMIZERS:
+    quick = EVERYWHERE if options.quick and not options.workload else list(OPTIMIZERS)
+    for optimizer in options.optimizer or quick:
         console.print(f"accuracy of {optimizer} after 100 steps")
         rows[optimizer] = measure_accuracy(optimizer, options.device, not options.quick)
     return rows
