@@ -1,5 +1,7 @@
 """Parameter groups: own options, added later, empty, changed by schedulers, in one launch."""
 
+import inspect
+
 import pytest
 import torch
 from torch.optim import lr_scheduler
@@ -63,6 +65,9 @@ def test_groups_with_different_flags_share_a_call(optimizer_class):
 
 
 def test_group_added_later_and_empty_group(optimizer_class):
+    source = inspect.getsource(torch.optim.Adagrad._init_group)
+    if optimizer_class.__name__ == "Adagrad" and "initial_accumulator_value" not in source:
+        pytest.skip("this torch's Adagrad has no state for parameters that are added later")
     params, other, ours, theirs = both(
         optimizer_class, lambda p: [{"params": p[:2]}, {"params": []}]
     )
