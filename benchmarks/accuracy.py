@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers import FOR_LOOP, OPTIMIZERS, implementations
+from benchmarks.peers import FOR_LOOP, OPTIMIZERS, PARENTS, implementations
 
 STEPS = 100
 #: The first is large enough for 8-bit optimizers to keep their states in 8 bits.
@@ -43,7 +43,7 @@ def measure_accuracy(
     """
     name, options, _ = OPTIMIZERS[optimizer]
     exact_params = _params("cpu", torch.float64)
-    torch_class = getattr(torch.optim, name)
+    torch_class = PARENTS[name]
     exact = _trajectory(torch_class(exact_params, foreach=False, **options), exact_params)
     rows: dict[str, dict[str, Any]] = {}
     for implementation in implementations(optimizer, device, compiled):

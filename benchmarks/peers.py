@@ -9,24 +9,46 @@ from typing import Any
 import torch
 
 import fused_optim
+from fused_optim.optimizer import FUSED_CLASSES
 
 OURS = "fused_optim"
 FOR_LOOP = "torch for-loop"
 
-#: Optimizers by the name that tables show: class name, options, bytes a step moves an element
-#: in float32 (each tensor read once, each but the gradient written once). Options are spelled
-#: out where a peer's defaults differ from torch's.
-OPTIMIZERS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "SGD+momentum": ("SGD", {"lr": 1e-3, "momentum": 0.9}, 20),
-    "Adam": ("Adam", {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}, 28),
-    "AdamW": ("AdamW", {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}, 28),
-    "RMSprop": ("RMSprop", {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8}, 20),
-    "Adagrad": ("Adagrad", {"lr": 1e-2}, 20),
-    "Adadelta": ("Adadelta", {"lr": 1.0}, 28),
-    "Adamax": ("Adamax", {"lr": 2e-3}, 28),
-    "RAdam": ("RAdam", {"lr": 1e-3}, 28),
-    "Rprop": ("Rprop", {"lr": 1e-2}, 28),
+#: What a fused class is compared with as "torch": the class that it replaces, or for one that torch
+#: lacks, the one in PyTorch operations that it falls back to.
+PARENTS = {fused.__name__: parent for parent, fused in FUSED_CLASSES.items()}
+
+#: Where it takes more than a class's defaults: by the name that tables show, class name and
+#: options. Options are spelled out where a peer's defaults differ from torch's.
+_SPELLED_OUT: dict[str, tuple[str, dict[str, Any]]] = {
+    "SGD+momentum": ("SGD", {"lr": 1e-3, "momentum": 0.9}),
+    "Adam": ("Adam", {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}),
+    "AdamW": ("AdamW", {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}),
+    "RMSprop": ("RMSprop", {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8}),
+    "Lion": ("Lion", {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}),
 }
+
+
+def _bytes_moved(name: str, options: dict[str, Any]) -> int:
+    """Bytes a step moves an element in float32: each tensor read once, each but the gradient
+    written once."""
+    param = torch.zeros(2, requires_grad=True)
+    param.grad = torch.zeros(2)
+    optimizer = getattr(fused_optim, name)([param], **options)
+    optimizer.step()
+    states = sum(state.shape == param.shape for state in optimizer.state[param].values())
+    return 4 * (3 + 2 * states)
+
+
+def _optimizers() -> dict[str, tuple[str, dict[str, Any], int]]:
+    spelled_out = {name for name, _ in _SPELLED_OUT.values()}
+    rest = {name: (name, {}) for name in sorted(PARENTS) if name not in spelled_out}
+    everyone = {**_SPELLED_OUT, **rest}
+    return {label: (*entry, _bytes_moved(*entry)) for label, entry in everyone.items()}
+
+
+#: All fused optimizers: class name, options, bytes a step moves an element in float32.
+OPTIMIZERS = _optimizers()
 
 
 def bytes_held(optimizer: str) -> int:
@@ -101,6 +123,7 @@ PEERS = {
             "Adam": ("bitsandbytes.optim:Adam32bit", {}),
             "AdamW": ("bitsandbytes.optim:AdamW32bit", {}),
             "RMSprop": ("bitsandbytes.optim:RMSprop32bit", {}),
+            "Lion": ("bitsandbytes.optim:Lion32bit", {}),
         },
     ),
     "torchao 8-bit": Peer(
@@ -117,6 +140,7 @@ PEERS = {
             "SGD": ("optimi:SGD", {}),
             "Adam": ("optimi:Adam", {}),
             "AdamW": ("optimi:AdamW", {}),
+            "Lion": ("optimi:Lion", {}),
         },
     ),
 }
@@ -137,7 +161,7 @@ def implementations(optimizer: str, device: str, compiled: bool = True) -> Itera
 
 def _implementations(optimizer: str, device: str) -> Iterator[Implementation]:
     name, options, _ = OPTIMIZERS[optimizer]
-    fused_class, torch_class = getattr(fused_optim, name), getattr(torch.optim, name)
+    fused_class, torch_class = getattr(fused_optim, name), PARENTS[name]
     yield Implementation(OURS, lambda groups: fused_class(groups, **options))
     yield Implementation(FOR_LOOP, lambda g: torch_class(g, foreach=False, **options))
     yield Implementation("torch foreach", lambda g: torch_class(g, foreach=True, **options))

@@ -75,8 +75,8 @@ py::object step(int rule, const py::object& param_groups, const py::object& stat
   }
 }
 
-/// Steps through the CUDA kernels' body on the host, with AMP's tensors and float32 step counters
-/// read and advanced by the kernels, as on a device. Returns the number of launches.
+/// Steps through the CUDA kernels' body on the host, with AMP's tensors, float32 step counters and
+/// scalar states read and advanced by the kernels, as on a device. Returns the number of launches.
 int step_on_host(int rule, const py::object& param_groups, const py::object& state,
                  const py::object& grad_scale, const py::object& found_inf, uint32_t blocks,
                  uint32_t threads) {
@@ -91,6 +91,7 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
     if (step.dtype == DType::Float32)
       gathered.table.entries[step.entry].device_step = static_cast<float*>(step.data);
   std::erase_if(gathered.steps, [](const HostStep& s) { return s.dtype == DType::Float32; });
+  for (ScalarStates& states : gathered.table.scalar_states) states.on_device = true;
   commit(gathered, state.ptr());
   int launches = 0;
   for_each_bucket(gathered.table, [&](const Bucket& bucket) {
@@ -102,6 +103,14 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
 std::vector<std::string> rules() {
   std::vector<std::string> names;
   for (const RuleSpec& spec : kRules) names.emplace_back(spec.name);
+  return names;
+}
+
+std::vector<std::string> scalar_states(int rule) {
+  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+  std::vector<std::string> names;
+  for (int i = 0; i < kRules[rule].num_scalar_states; ++i)
+    names.emplace_back(kRules[rule].scalar_states[i].name);
   return names;
 }
 
@@ -124,6 +133,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("step_on_host", &step_on_host, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("grad_scale"), py::arg("found_inf"), py::arg("blocks"), py::arg("threads"));
   m.def("rules", &rules);
+  m.def("scalar_states", &scalar_states, py::arg("rule"));
   m.def("built_isas", &cpu::built_isas);
   m.def("isa", [] { return std::string(cpu::isa_name(cpu::current_isa())); });
   m.def("set_isa", &cpu::set_isa);

@@ -1,8 +1,9 @@
-// Makes a checked step visible to Python: new state, step counts, versions.
+// Makes a checked step visible to Python: new state, step counts, scalar states, versions.
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "gather.h"
-#include "lookup.h"
+#include "rules/registry.h"
+#include "rules/scalar_states.h"
 
 namespace fused_optim {
 namespace {
@@ -22,9 +23,7 @@ void insert_state(const NewState& created, PyObject* state) {
     dict = PyDict_New();
   try {
     if (dict == nullptr) throw PythonError();
-    // `step` comes first, as in torch's own state.
-    if (created.step.defined()) set_tensor(dict, step_key(), created.step);
-    for (int i = 0; i < created.num_states; ++i)
+    for (int i = 0; i < created.num_tensors; ++i)
       set_tensor(dict, created.keys[i], created.tensors[i]);
     if (created.existing == nullptr && PyDict_SetItem(state, created.param, dict) < 0)
       throw PythonError();
@@ -33,6 +32,42 @@ void insert_state(const NewState& created, PyObject* state) {
     throw;
   }
   Py_DECREF(dict);
+}
+
+using Advance = void (*)(const double* hyperparameters, double step, ScalarStates& states);
+
+template <class Rule>
+constexpr Advance advance_of() {
+  if constexpr (num_scalar_states<Rule> > 0)
+    return [](const double* values, double step, ScalarStates& states) {
+      typename Rule::Hyperparameters hyperparameters;
+      memcpy(&hyperparameters, values, sizeof(hyperparameters));
+      advance_scalar_states<Rule>(hyperparameters, step, states.dtype, states.values);
+    };
+  return nullptr;
+}
+
+#define FUSED_OPTIM_ADVANCE(Rule) advance_of<Rule>(),
+constexpr Advance kAdvance[] = {FUSED_OPTIM_FOR_EACH_RULE(FUSED_OPTIM_ADVANCE)};
+#undef FUSED_OPTIM_ADVANCE
+
+/// Advances the scalar states on the host. Tensors of one group mostly share step and values:
+/// what they become is computed once.
+void advance_scalar_states_of(TensorTable& table) {
+  const int count = kRules[table.rule].num_scalar_states;
+  const TensorEntry* last = nullptr;
+  for (size_t index = 0; index < table.scalar_states.size(); ++index) {
+    const TensorEntry& entry = table.entries[index];
+    ScalarStates& states = table.scalar_states[index];
+    if (states.on_device) continue;
+    if (last != nullptr && table.have_same_scalars(*last, entry))
+      states.values = table.scalar_states_of(*last)->values;
+    else
+      kAdvance[table.rule](table.rows[entry.row].values, entry.step, states);
+    for (int i = 0; i < count; ++i)
+      store_scalar(states.data[i], states.dtype, states.values.after[i]);
+    last = &entry;
+  }
 }
 
 }  // namespace
@@ -45,6 +80,7 @@ void commit(Gathered& gathered, PyObject* state) {
     entry.step = step.dtype == DType::Float32 ? (*static_cast<float*>(step.data) += 1)
                                               : (*static_cast<double*>(step.data) += 1);
   }
+  advance_scalar_states_of(gathered.table);
   for (c10::TensorImpl* tensor : gathered.written) tensor->bump_version();
 }
 

@@ -11,7 +11,8 @@
 #include "overlap.h"
 #include "python_dict.h"
 #include "rules/registry.h"
-#include "step_counter.h"
+#include "rules/scalar_states.h"
+#include "state_scalars.h"
 #include "tensor_checks.h"
 
 namespace fused_optim {
@@ -25,16 +26,17 @@ class Gatherer {
         groups_(param_groups),
         state_(state),
         amp_(amp),
-        overlap_(count_params() * (kFirstState + spec_.num_states)) {
+        overlap_(count_params() * (kFirstState + 1 + spec_.num_scalar_states + spec_.num_states)) {
     result_.table.rule = rule;
   }
 
   Gathered run() {
     const size_t params = count_params();
     result_.table.entries.reserve(params);
-    result_.written.reserve(params * (2 + spec_.num_states));
+    result_.written.reserve(params * (2 + spec_.num_states + spec_.num_scalar_states));
     result_.read.reserve(params);
     if (spec_.has_step) result_.steps.reserve(params);
+    if (spec_.num_scalar_states > 0) result_.table.scalar_states.reserve(params);
     for (where_.group = 0; where_.group < PyList_GET_SIZE(groups_); ++where_.group)
       add_group(PyList_GET_ITEM(groups_, where_.group));
     finish_amp();
@@ -134,6 +136,8 @@ class Gatherer {
     // torch creates all state at once where it keeps a step, else each buffer when it's missing.
     const bool all_new = found.state == nullptr || PyDict_GET_SIZE(found.state) == 0;
     const size_t num_new = result_.new_states.size();
+    if (spec_.has_step) add_step(entry, found, all_new, num_new);
+    if (spec_.num_scalar_states > 0) add_scalar_states(entry, found, all_new, num_new);
     for (int i = 0; i < spec_.num_states; ++i) {
       if (!has_state(variant_, i)) continue;
       const char* name = spec_.states[i].name;
@@ -143,9 +147,7 @@ class Gatherer {
         check_operand(where_, param, state, name);
         add_operand(entry, param, state, kFirstState + i, name);
       } else if (all_new || !spec_.has_step) {
-        NewState& created = new_state(entry, found, num_new, name);
-        created.keys[created.num_states] = keys_.states[i];
-        at::Tensor& state = created.tensors[created.num_states++];
+        at::Tensor& state = new_state(entry, found, num_new, name).add(keys_.states[i]);
         state = at::full_like(found.tensor->detach(), first_value(param, spec_.states[i]), {}, {},
                               {}, {}, at::MemoryFormat::Preserve);
         check_operand(where_, param, *state.unsafeGetTensorImpl(), name);
@@ -154,18 +156,22 @@ class Gatherer {
         where_.fail(name, "is missing from the state");
       }
     }
-    if (spec_.has_step) return add_step(entry, found, all_new, num_new);
+    if (spec_.has_step) return;
     const bool is_first = result_.new_states.size() > num_new;
     entry.step = is_first ? 1 : 2;
     if (is_first && first_step_differs(entry)) amp_.read_on_host();
   }
 
+  /// The current group's value of a hyperparameter, read on the host wherever it is.
+  double value_of(std::string_view hyperparameter) const {
+    int h = 0;
+    while (spec_.hyperparameters[h] != hyperparameter) ++h;
+    return read_value(group_, keys_.hyperparameters[h], spec_.hyperparameters[h]);
+  }
+
   /// What every element of a new state begins as; of a complex one, both its parts.
   at::Scalar first_value(const c10::TensorImpl& param, const StateSpec& state) const {
-    double value = 0;
-    for (int h = 0; h < spec_.num_hyperparameters && state.begins_as != nullptr; ++h)
-      if (spec_.hyperparameters[h] == std::string_view(state.begins_as))
-        value = read_value(group_, keys_.hyperparameters[h], state.begins_as);
+    const double value = state.begins_as == nullptr ? 0.0 : value_of(state.begins_as);
     return is_complex(param) ? at::Scalar(c10::complex<double>(value, value)) : at::Scalar(value);
   }
 
@@ -195,25 +201,54 @@ class Gatherer {
     return result_.new_states.back();
   }
 
+  /// Checks a scalar's memory and notes it as written.
+  void* add_scalar(const at::Tensor& scalar, const char* name) {
+    c10::TensorImpl* tensor = scalar.unsafeGetTensorImpl();
+    result_.written.push_back(tensor);
+    return locate(*tensor, name);
+  }
+
   void add_step(TensorEntry& entry, const FoundParam& found, bool all_new, size_t num_new) {
     const at::Tensor* step = all_new ? nullptr : &existing_step(where_, found.step);
-    if (step == nullptr || !fits_device(*step, entry.device)) {
+    if (step == nullptr || !step_fits(*step, entry.device)) {
       if (step != nullptr) check_storage(where_, *step->unsafeGetTensorImpl(), "step");
-      NewState& created = new_state(entry, found, num_new, "step");
-      created.step =
-          step == nullptr ? new_step(entry.device) : moved_step(where_, *step, entry.device);
-      step = &created.step;
+      at::Tensor& created = new_state(entry, found, num_new, "step").add(step_key());
+      created = step == nullptr ? new_step(entry.device) : moved_step(where_, *step, entry.device);
+      step = &created;
     }
-    c10::TensorImpl* tensor = step->unsafeGetTensorImpl();
-    void* data = locate(*tensor, "step");
-    result_.written.push_back(tensor);
+    void* data = add_scalar(*step, "step");
     if (entry.device.kind == DeviceKind::CUDA) {
       entry.device_step = static_cast<float*>(data);
       return;
     }
-    const DType dtype = dtype_of(*tensor);
-    check_count(where_, read_count(data, dtype));
+    const DType dtype = dtype_of(*step->unsafeGetTensorImpl());
+    check_count(where_, load_scalar(data, dtype));
     result_.steps.push_back({data, dtype, static_cast<int64_t>(result_.table.entries.size())});
+  }
+
+  void add_scalar_states(TensorEntry& entry, const FoundParam& found, bool all_new,
+                         size_t num_new) {
+    ScalarStates& states = result_.table.scalar_states.emplace_back();
+    states.on_device = entry.device.kind == DeviceKind::CUDA;
+    for (int i = 0; i < spec_.num_scalar_states; ++i) {
+      const auto& [name, begins_at, begins_as] = spec_.scalar_states[i];
+      const at::Tensor* scalar =
+          all_new ? nullptr : &existing_scalar_state(where_, found.scalar_states[i], name);
+      if (scalar == nullptr || !scalar_fits(*scalar, entry.device)) {
+        if (scalar != nullptr) check_storage(where_, *scalar->unsafeGetTensorImpl(), name);
+        at::Tensor& created = new_state(entry, found, num_new, name).add(keys_.scalar_states[i]);
+        const double first = begins_as == nullptr ? begins_at : value_of(begins_as);
+        created = scalar == nullptr ? new_scalar(entry.device, first)
+                                    : moved_scalar(*scalar, entry.device);
+        scalar = &created;
+      }
+      const DType dtype = dtype_of(*scalar->unsafeGetTensorImpl());
+      if (i > 0 && dtype != states.dtype)
+        throw NotFused(std::string(name) + " is of another dtype than the state's other scalars");
+      states.dtype = dtype;
+      states.data[i] = add_scalar(*scalar, name);
+      if (!states.on_device) states.values.before[i] = load_scalar(states.data[i], dtype);
+    }
   }
 
   /// What the host knows of AMP's tensors goes into the rows, the rest to the kernels.

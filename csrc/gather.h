@@ -18,15 +18,19 @@ struct NotFused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// State that the step creates, or a `step` that it moves to the parameter's device: put into the
+/// State that the step creates, or scalars that it moves to the parameter's device: put into the
 /// optimizer's state dict only once all is checked.
 struct NewState {
   PyObject* param;     // borrowed
   PyObject* existing;  // borrowed: the parameter's state dict where there is one, else nullptr
-  int num_states = 0;
-  PyObject* keys[kMaxStates];  // borrowed, interned
-  at::Tensor tensors[kMaxStates];
-  at::Tensor step;  // undefined where the rule keeps none
+  int num_tensors = 0;
+  PyObject* keys[1 + kMaxScalarStates + kMaxStates];  // borrowed, interned; in torch's order
+  at::Tensor tensors[1 + kMaxScalarStates + kMaxStates];
+
+  at::Tensor& add(PyObject* key) {
+    keys[num_tensors] = key;
+    return tensors[num_tensors++];
+  }
 };
 
 /// A `step` tensor on the host, advanced once all is checked.

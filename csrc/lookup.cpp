@@ -39,16 +39,22 @@ void find_values(const RuleSpec& rule, const RuleKeys& keys, Variant variant, Fo
   if (!rule.has_step) return;
   param.step = get_item(param.state, g_step_key);
   if (param.step != nullptr) __builtin_prefetch(param.step);
+  for (int i = 0; i < rule.num_scalar_states; ++i) {
+    param.scalar_states[i] = get_item(param.state, keys.scalar_states[i]);
+    if (param.scalar_states[i] != nullptr) __builtin_prefetch(param.scalar_states[i]);
+  }
 }
 
-/// Calls visit(TensorImpl) for each state and step that is a plain tensor.
+/// Calls visit(TensorImpl) for each state, scalar state and step that is a plain tensor.
 template <class Visit>
 void for_each_state(const FoundParam& param, Visit visit) {
-  for (PyObject* value : param.values)
+  const auto visit_if_plain = [&](PyObject* value) {
     if (value != nullptr && is_plain_type(value))
       visit(*THPVariable_Unpack(value).unsafeGetTensorImpl());
-  if (param.step != nullptr && is_plain_type(param.step))
-    visit(*THPVariable_Unpack(param.step).unsafeGetTensorImpl());
+  };
+  for (PyObject* value : param.values) visit_if_plain(value);
+  visit_if_plain(param.step);
+  for (PyObject* value : param.scalar_states) visit_if_plain(value);
 }
 
 void prefetch_storage(const c10::TensorImpl& tensor) {
@@ -118,6 +124,9 @@ void initialize_lookup(PyObject* parameter_type) {
     g_rules[rule].hyperparameters = intern_hyperparameters(kRules[rule]);
     for (int i = 0; i < kRules[rule].num_states; ++i)
       g_rules[rule].states[i] = PyUnicode_InternFromString(kRules[rule].states[i].name);
+    for (int i = 0; i < kRules[rule].num_scalar_states; ++i)
+      g_rules[rule].scalar_states[i] =
+          PyUnicode_InternFromString(kRules[rule].scalar_states[i].name);
   }
 }
 

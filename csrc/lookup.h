@@ -16,6 +16,7 @@ namespace fused_optim {
 struct RuleKeys {
   std::vector<HyperparameterKey> hyperparameters;
   PyObject* states[kMaxStates];
+  PyObject* scalar_states[kMaxScalarStates];
 };
 
 const RuleKeys& keys_of(int rule);
@@ -31,9 +32,10 @@ struct FoundParam {
   Py_ssize_t index;  // in its group
   const at::Tensor* tensor;
   const c10::TensorImpl* grad;
-  PyObject* state;               // the parameter's dict, nullptr where there is none
-  PyObject* values[kMaxStates];  // of the states that are on; nullptr where missing
-  PyObject* step;                // nullptr where missing, or where the rule keeps none
+  PyObject* state;                            // the parameter's dict, nullptr where there is none
+  PyObject* values[kMaxStates];               // of the states that are on; nullptr where missing
+  PyObject* step;                             // nullptr where missing, or where the rule keeps none
+  PyObject* scalar_states[kMaxScalarStates];  // likewise
 };
 
 /// Finds what belongs to `count` parameters of a group, `params`, the first being the group's

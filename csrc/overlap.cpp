@@ -1,5 +1,7 @@
 #include "overlap.h"
 
+#include "rules/registry.h"
+
 namespace fused_optim {
 namespace {
 
@@ -26,6 +28,10 @@ std::vector<Interval> intervals_of(const TensorTable& table) {
   };
   for (const TensorEntry& entry : table.entries) {
     if (entry.device_step != nullptr) add(entry.device_step, sizeof(float), true);
+    for (int i = 0; i < kRules[table.rule].num_scalar_states; ++i) {
+      const ScalarStates& states = *table.scalar_states_of(entry);
+      add(states.data[i], item_size(states.dtype), true);
+    }
     for (int operand = 0; operand < kMaxOperands; ++operand) {
       if (entry.operands[operand] == nullptr || entry.numel == 0) continue;
       const int64_t bytes = span_of(table, entry, operand) * item_size(entry.dtype);

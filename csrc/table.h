@@ -5,15 +5,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "rules/numeric.h"
 #include "rules/rule.h"
 
 namespace fused_optim {
-
-enum class DType : uint8_t { Float32, Float64, BFloat16, Float16 };
-constexpr int kNumDTypes = 4;
-constexpr int64_t item_size(DType dtype) {
-  return dtype == DType::Float64 ? 8 : dtype == DType::Float32 ? 4 : 2;
-}
 
 enum class DeviceKind : uint8_t { CPU, CUDA };
 
@@ -50,6 +45,15 @@ struct StridedLayout {
   std::vector<int64_t> strides[kMaxOperands];  // empty: the operand lies as the parameter does
 };
 
+/// A tensor's one-element states beside `step`. Where the kernel advances them on the device, their
+/// values are not read.
+struct ScalarStates {
+  void* data[kMaxScalarStates];
+  DType dtype;
+  bool on_device;
+  ScalarValues values;
+};
+
 /// A tensor with all that belongs to it. Complex tensors are counted as their real views.
 struct TensorEntry {
   void* operands[kMaxOperands];
@@ -68,7 +72,23 @@ struct TensorTable {
   std::vector<HyperparameterRow> rows;
   std::vector<StridedLayout> strided;
   std::vector<TensorEntry> entries;
+  std::vector<ScalarStates> scalar_states;  // one for each entry, or none: the rule has none
   std::vector<AmpPointers> amp;  // by index of CUDA device, for those that entries are on
+
+  /// nullptr where the rule has none.
+  const ScalarStates* scalar_states_of(const TensorEntry& entry) const {
+    return scalar_states.empty() ? nullptr : &scalar_states[&entry - entries.data()];
+  }
+
+  /// Whether all that is the same for a tensor's elements is the same for both, on the host.
+  bool have_same_scalars(const TensorEntry& a, const TensorEntry& b) const {
+    if (a.row != b.row || a.step != b.step) return false;
+    if (scalar_states.empty()) return true;
+    const ScalarStates &of_a = *scalar_states_of(a), &of_b = *scalar_states_of(b);
+    return of_a.dtype == of_b.dtype &&
+           std::equal(of_a.values.before, of_a.values.before + kMaxScalarStates,
+                      of_b.values.before);
+  }
 };
 
 /// Tensors that one launch serves: same device, dtype and rule variant.

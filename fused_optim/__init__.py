@@ -21,7 +21,10 @@ from fused_optim.adagrad import Adagrad
 from fused_optim.adam import Adam
 from fused_optim.adamax import Adamax
 from fused_optim.adamw import AdamW
+from fused_optim.asgd import ASGD
 from fused_optim.convert import fuse
+from fused_optim.lion import Lion
+from fused_optim.nadam import NAdam
 from fused_optim.optimizer import FusedOptimizer
 from fused_optim.radam import RAdam
 from fused_optim.rmsprop import RMSprop
@@ -29,6 +32,7 @@ from fused_optim.rprop import Rprop
 from fused_optim.sgd import SGD
 
 __all__ = [
+    "ASGD",
     "SGD",
     "Adadelta",
     "Adagrad",
@@ -36,6 +40,8 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FusedOptimizer",
+    "Lion",
+    "NAdam",
     "RAdam",
     "RMSprop",
     "Rprop",

@@ -4,6 +4,7 @@ The names of ``torch.optim.optimizer`` can be imported from here as well.
 """
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -116,6 +117,32 @@ class FusedOptimizer(_Base):
             with self._amp_for_torch(), self._default_implementation():
                 self._torch_step(self)
         return loss
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads the optimizer's state, as torch does but for one dtype.
+
+        States of one element, such as NAdam's ``mu_product``, keep the dtype that they were saved
+        in. torch gives them the parameter's: with bfloat16 parameters, a run that is continued
+        would go on with 8 bits of them.
+
+        Args:
+            state_dict (dict): what :meth:`state_dict` returned, here or in torch.
+        """
+        super().load_state_dict(state_dict)
+        saved_ids = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
+        params = itertools.chain(*(group["params"] for group in self.param_groups))
+        for (saved_id, param), name in itertools.product(
+            zip(saved_ids, params, strict=False), _C.scalar_states(self._rule)
+        ):
+            saved = state_dict["state"].get(saved_id, {}).get(name)
+            loaded = self.state.get(param, {}).get(name)
+            if not isinstance(saved, torch.Tensor) or not isinstance(loaded, torch.Tensor):
+                continue
+            if not saved.is_floating_point() or saved.is_meta or saved.dtype == loaded.dtype:
+                continue
+            if torch.equal(saved.to(loaded), loaded):  # not replaced by a hook
+                self.state[param][name] = saved.to(loaded.device, copy=True)
 
     @contextlib.contextmanager
     def _default_implementation(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from twins import CASES, case_id, copies, same_bits, set_grads
+from twins import CASES, SCALARS, case_id, copies, same_bits, set_grads
 
 import fused_optim
 import fused_optim._C as _C
@@ -127,6 +127,22 @@ def test_amp_is_read_by_the_kernel(case, found_inf):
     kernel_step(kernel, 2, 4, grad_scale=scale, found_inf=torch.tensor(found_inf))
     cpu.grad_scale, cpu.found_inf = scale, torch.tensor(found_inf)
     cpu.step()
+    assert_same(kernel, cpu, params, others)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_scalar_states_of_any_dtype(optimizer_class, dtype):
+    """As checkpoints bring them that torch has loaded before: it gives them the parameter's."""
+    params = [make(50, torch.float32, 0, seed=1), make(9, torch.float32, 1, seed=2)]
+    others = copies(params)
+    kernel, cpu = optimizer_class(params), optimizer_class(others)
+    for seed in range(3):
+        set_grads(params, others, seed=seed)
+        kernel_step(kernel, 2, 4)
+        cpu.step()
+        for state in (*kernel.state.values(), *cpu.state.values()):
+            for key in state.keys() & SCALARS[optimizer_class] - {"step"}:
+                state[key] = state[key].to(dtype)
     assert_same(kernel, cpu, params, others)
 
 

@@ -52,6 +52,7 @@ def test_zero_gradient_without_decay_leaves_the_parameter(case):
     optimizer = cls(params, **{k: v for k, v in options.items() if k != "weight_decay"})
     for group in optimizer.param_groups:
         group["weight_decay"] = 0
+        group.update({k: 0 for k in group if k == "lambd"})  # ASGD's other decay
     before = params[0].detach().clone()
     params[0].grad = torch.zeros(9)
     for _ in range(3):

@@ -95,7 +95,8 @@ def test_lr_changed_between_steps_takes_effect_at_once(optimizer_class):
     ours.step()
     theirs.step()
     assert_same_values(params, other)
-    if optimizer_class.__name__ != "Rprop":  # whose lr is but the first step's size
+    # Rprop's lr is but the first step's size, ASGD's takes effect on the next step.
+    if optimizer_class.__name__ not in ("Rprop", "ASGD"):
         assert_same_values(params, before, rtol=0, atol=0)
 
 
@@ -145,4 +146,4 @@ def test_mixed_dtypes_in_one_group(optimizer_class):
 def test_many_tiny_tensors(optimizer_class):
     params = make_params([(i % 5,) for i in range(3000)], torch.float64)
     other = copies(params)
-    run(params, other, optimizer_class(params), TORCH[optimizer_class](other, foreach=True), 2)
+    run(params, other, optimizer_class(params), TORCH[optimizer_class](other, foreach=False), 2)

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from twins import (
     CASES,
     FUSED,
+    SCALARS,
     TORCH,
     Twins,
     assert_same_state,
@@ -31,6 +32,20 @@ def through_a_file(state_dict):
     return torch.load(file, weights_only=True)
 
 
+def resumed(cls, options, source):
+    """A new optimizer with the source's parameters and state, which has stepped before."""
+    params = [p for group in source.param_groups for p in group["params"]]
+    new_params = copies(params)
+    new = cls(new_params, **options)
+    set_grads(new_params, seed=50)
+    new.step()
+    with torch.no_grad():
+        for p, q in zip(new_params, params, strict=True):
+            p.copy_(q)
+    new.load_state_dict(through_a_file(source.state_dict()))
+    return new, new_params
+
+
 @pytest.mark.parametrize("direction", ["to torch", "from torch", "to itself"])
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_checkpoints_go_both_ways(case, direction):
@@ -42,14 +57,9 @@ def test_checkpoints_go_both_ways(case, direction):
         if direction == "from torch"
         else (twins.ours, twins.params)
     )
-    new_params = copies(params)
-    new = (TORCH[cls] if direction == "to torch" else cls)(new_params, **options)
-    set_grads(new_params, seed=50)
-    new.step()  # also into an optimizer that has already stepped
-    with torch.no_grad():
-        for p, q in zip(new_params, params, strict=True):
-            p.copy_(q)
-    new.load_state_dict(through_a_file(source.state_dict()))
+    new, new_params = resumed(TORCH[cls] if direction == "to torch" else cls, options, source)
+    if direction == "to torch":  # which gives scalars another dtype when it loads its own, too
+        source, params = resumed(TORCH[cls], options, twins.theirs)
     for seed in range(3):
         set_grads(params, new_params, seed=seed)
         source.step()
@@ -58,6 +68,35 @@ def test_checkpoints_go_both_ways(case, direction):
     exact = {"rtol": 0, "atol": 0} if direction == "to itself" else {}
     assert_same_values(new_params, params, **exact)
     assert_same_state(new, source, **exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64], ids=str)
+def test_resuming_in_other_dtypes_is_exact(optimizer_class, dtype):
+    """Scalars too: torch rounds those to a half-precision parameter's dtype."""
+    twins = Twins(optimizer_class, {}, dtype=dtype)
+    twins.step(3)
+    new, new_params = resumed(optimizer_class, {}, twins.ours)
+    for seed in range(3):
+        set_grads(twins.params, new_params, seed=seed)
+        twins.ours.step()
+        new.step()
+    assert_same_values(new_params, twins.params, rtol=0, atol=0)
+    assert_same_state(new, twins.ours, rtol=0, atol=0)
+
+
+def test_scalars_of_a_checkpoint_that_a_hook_replaces(optimizer_class):
+    twins = Twins(optimizer_class, {}, dtype=torch.float64)
+    twins.step(3)
+    checkpoint, other = twins.ours.state_dict(), copy.deepcopy(twins.ours.state_dict())
+    for state in other["state"].values():
+        for key in state.keys() & SCALARS[optimizer_class]:
+            state[key] += 1
+    new = optimizer_class(copies(twins.params))
+    new.register_load_state_dict_pre_hook(lambda *_: other)
+    new.load_state_dict(checkpoint)
+    for index, state in new.state_dict()["state"].items():
+        for key in state.keys() & SCALARS[optimizer_class]:
+            assert state[key].item() == other["state"][index][key].item()
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -122,8 +161,8 @@ def test_old_checkpoints_without_newer_flags_and_with_a_number_as_step(optimizer
         for flag in ("foreach", "maximize", "capturable", "differentiable", "fused"):
             group.pop(flag, None)
     for state in old["state"].values():
-        if "step" in state:
-            state["step"] = state["step"].item()
+        for key in state.keys() & SCALARS[optimizer_class]:
+            state[key] = state[key].item()
     params = copies(twins.params)
     new = optimizer_class(params)
     new.load_state_dict(old)

@@ -4,15 +4,23 @@ import inspect
 import itertools
 
 import torch
+from lion_oracle import LION_INFO, LionOracle
 from torch.nn import Parameter
 from torch.testing._internal.common_optimizers import optim_db
 
+import fused_optim
 import fused_optim._C as _C
 from fused_optim.optimizer import FUSED_CLASSES
 
 FUSED = sorted(set(FUSED_CLASSES.values()), key=lambda cls: cls.__name__)
-TORCH = {fused: torch_class for torch_class, fused in FUSED_CLASSES.items()}
-INFOS = {fused: next(i for i in optim_db if i.optim_cls is TORCH[fused]) for fused in FUSED}
+# What a fused class must agree with: torch's own where there is one.
+TORCH = {fused: parent for parent, fused in FUSED_CLASSES.items()}
+TORCH[fused_optim.Lion] = LionOracle
+INFOS = {
+    fused: next(i for i in [*optim_db, LION_INFO] if i.optim_cls is TORCH[fused]) for fused in FUSED
+}
+# The states of one element; all others have the parameter's shape.
+SCALARS = {fused: {"step", *_C.scalar_states(fused._rule)} for fused in FUSED}
 SHAPES = [(5, 7), (33,), (), (2, 3, 4), (1000,), (0,), (17, 1)]
 SUPPORTED_ISAS = []
 for _isa in _C.built_isas():

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../instances.h"
+#include "../rules/scalar_states.h"
 #include "kernels.h"
 #include "strided.h"
 

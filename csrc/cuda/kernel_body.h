@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../rules/rule.h"
+#include "../rules/scalar_states.h"
 #include "kernel_table.h"
 
 namespace fused_optim::cuda {
@@ -42,19 +43,29 @@ class StepKernel {
     }
   }
 
-  /// Advances the step counters on the device: for one block, after all blocks have run.
+  /// Advances step counters and scalar states on the device: for one block, after all have run.
   FUSED_OPTIM_HOST_DEVICE static void advance_steps(uint32_t thread, uint32_t num_threads,
                                                     const KernelTable& table) {
     if (is_skipped(table)) return;
     for (uint32_t i = thread; i < table.num_entries; i += num_threads) {
       const EntryView entry = entry_at(table, i);
+      if constexpr (kScalarStates > 0) {
+        ScalarValues values = load_scalar_states(entry);
+        advance_scalar_states<Rule>(hyperparameters_of(table, entry), entry.step(),
+                                    entry.scalar_dtype(), values);
+        FUSED_OPTIM_UNROLL
+        for (int k = 0; k < kScalarStates; ++k)
+          store_scalar(entry.scalar_state(k), entry.scalar_dtype(), values.after[k]);
+      }
       if (entry.flags() & EntryView::kDeviceStep) *entry.device_step() += 1.0f;
     }
   }
 
  private:
   using T = opmath_t<Storage>;
+  using Hyperparameters = typename Rule::Hyperparameters;
   static constexpr int kStates = num_states<Rule>;
+  static constexpr int kScalarStates = num_scalar_states<Rule>;
   static constexpr int kPerPack = 16 / sizeof(Storage);
   /// Packs a thread loads before it computes: with two operands or more, four loads in flight.
   static constexpr int kUnroll = 2;
@@ -73,7 +84,8 @@ class StepKernel {
   }
 
   FUSED_OPTIM_INLINE static EntryView entry_at(const KernelTable& table, uint32_t index) {
-    return {table.words + table.first_entry + index * EntryView::size(kOperands), kOperands};
+    constexpr int kSize = EntryView::size(kOperands, kScalarStates);
+    return {table.words + table.first_entry + index * kSize, kOperands};
   }
 
   /// The entry whose chunks contain this one.
@@ -89,21 +101,52 @@ class StepKernel {
     return low;
   }
 
-  /// What is the same for all elements of the entry; kept for as long as row and step are.
-  FUSED_OPTIM_INLINE void prepare(const KernelTable& table, const EntryView& entry) {
-    const double step = entry.step();
-    if (entry.row() == row_ && step == step_) return;
-    row_ = entry.row();
-    step_ = step;
-    const RowView row{table.words + row_ * RowView::size(kHyperparameters)};
+  FUSED_OPTIM_INLINE static RowView row_of(const KernelTable& table, const EntryView& entry) {
+    return {table.words + entry.row() * RowView::size(kHyperparameters)};
+  }
+
+  FUSED_OPTIM_INLINE static Hyperparameters hyperparameters_of(const KernelTable& table,
+                                                               const EntryView& entry) {
+    const RowView row = row_of(table, entry);
     double values[kHyperparameters];
     FUSED_OPTIM_UNROLL
     for (int i = 0; i < kHyperparameters; ++i) values[i] = row.value(i);
-    typename Rule::Hyperparameters hyperparameters;
+    Hyperparameters hyperparameters;
     memcpy(&hyperparameters, values, sizeof(hyperparameters));
-    scalars_ = Rule::template scalars<T>(hyperparameters, step);
+    return hyperparameters;
+  }
+
+  FUSED_OPTIM_INLINE static ScalarValues load_scalar_states(const EntryView& entry) {
+    ScalarValues values{};
+    FUSED_OPTIM_UNROLL
+    for (int i = 0; i < kScalarStates; ++i)
+      values.before[i] = load_scalar(entry.scalar_state(i), entry.scalar_dtype());
+    return values;
+  }
+
+  /// Whether scalars_ are this entry's already.
+  FUSED_OPTIM_INLINE bool is_prepared(uint32_t row, double step, const ScalarValues& values) const {
+    bool same = row == row_ && step == step_;
+    FUSED_OPTIM_UNROLL
+    for (int i = 0; i < kScalarStates; ++i) same = same && values.before[i] == before_[i];
+    return same;
+  }
+
+  /// What is the same for all elements of the entry; kept for as long as what it's made of is.
+  FUSED_OPTIM_INLINE void prepare(const KernelTable& table, const EntryView& entry) {
+    const double step = entry.step();
+    ScalarValues values = load_scalar_states(entry);
+    if (is_prepared(entry.row(), step, values)) return;
+    row_ = entry.row();
+    step_ = step;
+    FUSED_OPTIM_UNROLL
+    for (int i = 0; i < kScalarStates; ++i) before_[i] = values.before[i];
+    const Hyperparameters hyperparameters = hyperparameters_of(table, entry);
+    if constexpr (kScalarStates > 0)
+      advance_scalar_states<Rule>(hyperparameters, step, entry.scalar_dtype(), values);
+    scalars_ = scalars_of<Rule, T>(hyperparameters, step, values);
     const double scale = table.grad_scale == nullptr ? 1.0 : static_cast<double>(*table.grad_scale);
-    grad_multiplier_ = static_cast<T>(row.grad_multiplier() / scale);
+    grad_multiplier_ = static_cast<T>(row_of(table, entry).grad_multiplier() / scale);
   }
 
   FUSED_OPTIM_INLINE void step_chunk(const Place& place, const KernelTable& table,
@@ -199,6 +242,7 @@ class StepKernel {
 
   uint32_t row_ = ~0u;
   double step_ = -1.0;
+  double before_[kMaxScalarStates] = {};
   T grad_multiplier_{};
   typename Rule::template Scalars<T> scalars_{};
 };

@@ -51,15 +51,19 @@ struct RowView {
 };
 
 /// An entry: its operands, step, number of elements, and packed into one word: chunks up to its
-/// end (32 bits), row (16), flags (4), word of its strided layout (12; 0: none).
+/// end (32 bits), row (16), flags (4), word of its strided layout (12; 0: none). Then the addresses
+/// of its scalar states.
 struct EntryView {
   const uint64_t* words;
   int operands;
 
   static constexpr uint32_t kAligned = 1;     // every operand begins on a 16-byte boundary
   static constexpr uint32_t kDeviceStep = 2;  // `step` is the address of a float
+  static constexpr uint32_t kDTypeShift = 2;  // the other two: the dtype of the scalar states
 
-  static constexpr int size(int operands) { return operands + 3; }
+  static constexpr int size(int operands, int scalar_states) {
+    return operands + 3 + scalar_states;
+  }
 
   static uint64_t pack(uint32_t chunk_end, uint32_t row, uint32_t flags, uint32_t layout) {
     return chunk_end | static_cast<uint64_t>(row) << 32 | static_cast<uint64_t>(flags) << 48 |
@@ -74,6 +78,12 @@ struct EntryView {
   FUSED_OPTIM_INLINE uint32_t flags() const { return (packed() >> 48) & 0xfu; }
   FUSED_OPTIM_INLINE uint32_t layout() const { return packed() >> 52; }
 
+  FUSED_OPTIM_INLINE void* scalar_state(int i) const {
+    return reinterpret_cast<void*>(words[operands + 3 + i]);
+  }
+  FUSED_OPTIM_INLINE DType scalar_dtype() const {
+    return static_cast<DType>(flags() >> kDTypeShift);
+  }
   FUSED_OPTIM_INLINE float* device_step() const {
     return reinterpret_cast<float*>(words[operands]);
   }

@@ -23,11 +23,12 @@ class Packer {
 
  private:
   int num_operands() const { return static_cast<int>(operands_.size()); }
+  int entry_size() const { return EntryView::size(num_operands(), spec_.num_scalar_states); }
 
   void add(const TensorEntry& entry) {
     const std::vector<uint64_t> layout = layout_words(entry);
     const size_t row = last_row_ == entry.row ? 0 : RowView::size(spec_.num_hyperparameters);
-    const size_t needed = row + EntryView::size(num_operands()) + layout.size();
+    const size_t needed = row + entry_size() + layout.size();
     if (rows_.size() + entries_.size() + layouts_.size() + needed > KernelTable::kWords) flush();
     if (last_row_ != entry.row) add_row(entry.row);
 
@@ -42,9 +43,13 @@ class Packer {
                                                     : bits_as<uint64_t>(entry.step));
     if (entry.device_step != nullptr) flags |= EntryView::kDeviceStep;
     entries_.push_back(static_cast<uint64_t>(entry.numel));
+    const ScalarStates* states = bucket_.table->scalar_states_of(entry);
+    if (states != nullptr) flags |= static_cast<uint32_t>(states->dtype) << EntryView::kDTypeShift;
     chunks_ += static_cast<uint32_t>((entry.numel + kChunk - 1) / kChunk);
     // The layout's word is known once rows and entries have their places.
     entries_.push_back(EntryView::pack(chunks_, num_rows_ - 1, flags, 0));
+    for (int i = 0; i < spec_.num_scalar_states; ++i)
+      entries_.push_back(reinterpret_cast<uint64_t>(states->data[i]));
     if (!layout.empty()) strided_.push_back({begin + num_operands() + 2, layouts_.size()});
     layouts_.insert(layouts_.end(), layout.begin(), layout.end());
   }
@@ -88,7 +93,7 @@ class Packer {
     KernelTable& table = tables_.emplace_back();
     table.found_inf = amp_.found_inf;
     table.grad_scale = amp_.grad_scale;
-    table.num_entries = static_cast<uint32_t>(entries_.size() / EntryView::size(num_operands()));
+    table.num_entries = static_cast<uint32_t>(entries_.size() / entry_size());
     table.num_chunks = chunks_;
     table.first_entry = static_cast<uint32_t>(rows_.size());
     table.arrival = KernelTable::kNoStepsToAdvance;

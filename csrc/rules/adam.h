@@ -3,6 +3,7 @@
 #pragma once
 
 #include "numeric.h"
+#include "power.h"
 #include "rule.h"
 
 namespace fused_optim {

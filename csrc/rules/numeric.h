@@ -21,6 +21,13 @@ struct float16 {
   uint16_t bits;
 };
 
+/// A storage type at run time.
+enum class DType : uint8_t { Float32, Float64, BFloat16, Float16 };
+constexpr int kNumDTypes = 4;
+constexpr int64_t item_size(DType dtype) {
+  return dtype == DType::Float64 ? 8 : dtype == DType::Float32 ? 4 : 2;
+}
+
 /// The type that a storage type is computed in: float for float and the half types, else double.
 template <class Storage>
 using opmath_t = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
@@ -134,16 +141,6 @@ template <class T>
 FUSED_OPTIM_INLINE T clamp(T value, T min, T max) {
   const T at_least = value < min ? min : value;
   return at_least > max ? max : at_least;
-}
-
-/// base**exponent by squaring. libm's pow differs between platforms in the last bit; this doesn't.
-FUSED_OPTIM_INLINE double integer_power(double base, double exponent) {
-  double power = 1.0;
-  for (uint64_t n = static_cast<uint64_t>(exponent); n != 0; n >>= 1) {
-    if (n & 1) power *= base;
-    base *= base;
-  }
-  return power;
 }
 
 }  // namespace fused_optim

@@ -5,6 +5,9 @@
 #include "adagrad.h"
 #include "adam.h"
 #include "adamax.h"
+#include "asgd.h"
+#include "lion.h"
+#include "nadam.h"
 #include "radam.h"
 #include "rmsprop.h"
 #include "rprop.h"
@@ -17,8 +20,11 @@
   X(Adagrad)                         \
   X(Adadelta)                        \
   X(Adamax)                          \
+  X(NAdam)                           \
   X(RAdam)                           \
-  X(Rprop)
+  X(Rprop)                           \
+  X(ASGD)                            \
+  X(Lion)
 
 namespace fused_optim {
 

@@ -12,8 +12,13 @@
 //   first_step_differs_with
 //                    optional, for rules without step: the hyperparameter that at 0 makes the
 //                    first step the one that states of zero would give anyway;
+//   scalar_states    optional, for rules with step: states of one element, in torch's order, each
+//                    with the number or the hyperparameter that it begins as, and
+//   advance<S>(hyperparameters, step, scalar_states), which takes them through the step, in the
+//                    opmath type S of their dtype;
 //   Scalars<T>       what is the same for all elements of a tensor, and
 //   scalars<T>(hyperparameters, step), which computes it, in double until the last assignment;
+//                    rules with scalar states get these as well: (..., before, after) the step;
 //   update<variant>(param, grad, state, scalars)
 //                    one element's step in opmath type T. `state` is an array of all states;
 //                    those that are switched off hold zero and are not stored.
@@ -25,12 +30,24 @@
 namespace fused_optim {
 
 constexpr int kMaxStates = 4;
+constexpr int kMaxScalarStates = 2;
 constexpr int kMaxHyperparameters = 12;
 
 struct StateSpec {
   const char* name;
   const char* enabled_by = nullptr;
   const char* begins_as = nullptr;
+};
+
+struct ScalarStateSpec {
+  const char* name;
+  double begins_at = 0;
+  const char* begins_as = nullptr;
+};
+
+/// A rule's scalar states, as stored, at the beginning and at the end of a step.
+struct ScalarValues {
+  double before[kMaxScalarStates], after[kMaxScalarStates];
 };
 
 /// The set of states that are switched on, a bit each: the only thing that changes the code.
@@ -47,12 +64,24 @@ struct RuleSpec {
   int num_hyperparameters;
   const StateSpec* states;
   int num_states;
+  const ScalarStateSpec* scalar_states;
+  int num_scalar_states;
   bool has_step;
   const char* first_step_differs_with;  // nullptr: it doesn't
 };
 
 template <class Rule>
 constexpr int num_states = sizeof(Rule::states) / sizeof(StateSpec);
+
+template <class Rule>
+constexpr int count_scalar_states() {
+  if constexpr (requires { Rule::scalar_states; })
+    return sizeof(Rule::scalar_states) / sizeof(ScalarStateSpec);
+  return 0;
+}
+
+template <class Rule>
+constexpr int num_scalar_states = count_scalar_states<Rule>();
 
 /// The states that are always on.
 template <class Rule>
@@ -68,11 +97,22 @@ constexpr RuleSpec make_spec() {
   constexpr int num_hyperparameters = sizeof(Rule::hyperparameters) / sizeof(const char*);
   static_assert(sizeof(typename Rule::Hyperparameters) == num_hyperparameters * sizeof(double));
   static_assert(num_hyperparameters <= kMaxHyperparameters && num_states<Rule> <= kMaxStates);
+  static_assert(num_scalar_states<Rule> <= kMaxScalarStates);
+  static_assert(num_scalar_states<Rule> == 0 || Rule::has_step);
+  const ScalarStateSpec* scalar_states = nullptr;
+  if constexpr (num_scalar_states<Rule> > 0) scalar_states = Rule::scalar_states;
   const char* first_step_differs_with = nullptr;
   if constexpr (requires { Rule::first_step_differs_with; })
     first_step_differs_with = Rule::first_step_differs_with;
-  return {Rule::name,       Rule::hyperparameters, num_hyperparameters,    Rule::states,
-          num_states<Rule>, Rule::has_step,        first_step_differs_with};
+  return {Rule::name,
+          Rule::hyperparameters,
+          num_hyperparameters,
+          Rule::states,
+          num_states<Rule>,
+          scalar_states,
+          num_scalar_states<Rule>,
+          Rule::has_step,
+          first_step_differs_with};
 }
 
 }  // namespace fused_optim

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cuda_twins import CudaTwins, assert_same, on_cpu
-from twins import CASES, case_id, set_grads
+from twins import CASES, SCALARS, case_id, set_grads
 
 import fused_optim
 
@@ -271,12 +271,16 @@ def test_no_synchronisation(case, synchronizations):
     assert count() == 0
 
 
-def test_a_cpu_state_moves_without_waiting(synchronizations):
-    twins = CudaTwins(fused_optim.Adam, {})
+def test_a_cpu_state_moves_without_waiting(optimizer_class, synchronizations):
+    """As with fuse(), where torch kept `step` and the like on the CPU."""
+    twins = CudaTwins(optimizer_class, {})
     twins.step(1)
-    for p in twins.params:
-        twins.cuda.state[p]["step"] = twins.cuda.state[p]["step"].cpu()
+    for state in twins.cuda.state.values():
+        for name in state.keys() & SCALARS[optimizer_class]:
+            state[name] = state[name].cpu()
     with synchronizations() as count:
         twins.cuda.step()
     assert count() == 0
-    assert all(twins.cuda.state[p]["step"].item() == 2 for p in twins.params)
+    set_grads(twins.cpu_params, seed=0)
+    twins.cpu.step()
+    twins.assert_same()
