@@ -27,6 +27,12 @@ class StepKernel {
   /// Operands of an entry: the parameter, the gradient and the states that are on.
   static constexpr int kOperands = 2 + count_states(variant);
   static constexpr int kHyperparameters = sizeof(typename Rule::Hyperparameters) / sizeof(double);
+  static constexpr int kScalarStates = num_scalar_states<Rule>;
+
+  FUSED_OPTIM_INLINE static EntryView entry_at(const KernelTable& table, uint32_t index) {
+    constexpr int kSize = EntryView::size(kOperands, kScalarStates);
+    return {table.words + table.first_entry + index * kSize, kOperands};
+  }
 
   /// Every element of every entry belongs to exactly one thread of the launch.
   FUSED_OPTIM_HOST_DEVICE static void run(const Place& place, const KernelTable& table) {
@@ -65,7 +71,6 @@ class StepKernel {
   using T = opmath_t<Storage>;
   using Hyperparameters = typename Rule::Hyperparameters;
   static constexpr int kStates = num_states<Rule>;
-  static constexpr int kScalarStates = num_scalar_states<Rule>;
   static constexpr int kPerPack = 16 / sizeof(Storage);
   /// Packs a thread loads before it computes: with two operands or more, four loads in flight.
   static constexpr int kUnroll = 2;
@@ -81,11 +86,6 @@ class StepKernel {
   /// AMP found an overflow: nothing of this step is done.
   FUSED_OPTIM_INLINE static bool is_skipped(const KernelTable& table) {
     return table.found_inf != nullptr && *table.found_inf != 0.0f;
-  }
-
-  FUSED_OPTIM_INLINE static EntryView entry_at(const KernelTable& table, uint32_t index) {
-    constexpr int kSize = EntryView::size(kOperands, kScalarStates);
-    return {table.words + table.first_entry + index * kSize, kOperands};
   }
 
   /// The entry whose chunks contain this one.

@@ -107,12 +107,13 @@ void run_step_kernel(dim3 grid, dim3 block, const KernelTable& table, int device
       if ((row[1] >> i) & 1u)
         check_address(reinterpret_cast<const void*>(row[2 + i]), device, "a hyperparameter");
   for (uint32_t i = 0; i < table.num_entries; ++i) {
-    const EntryView entry{table.words + table.first_entry + i * EntryView::size(Kernel::kOperands),
-                          Kernel::kOperands};
+    const EntryView entry = Kernel::entry_at(table, i);
     for (int k = 0; k < Kernel::kOperands; ++k) {
       if (entry.numel() > 0) check_address(entry.operand(k), device, "an operand");
     }
     if (entry.flags() & EntryView::kDeviceStep) check_address(entry.device_step(), device, "step");
+    for (int k = 0; k < Kernel::kScalarStates; ++k)
+      check_address(entry.scalar_state(k), device, "a scalar state");
   }
   for (uint32_t b = 0; b < grid.x; ++b)
     for (uint32_t t = 0; t < block.x; ++t) Kernel::run({b, t, grid.x, block.x}, table);
