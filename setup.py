@@ -72,7 +72,7 @@ class BuildPy(build_py):
 
 def extension() -> Extension:
     cuda = use_cuda()
-    cpp = sources("*.cpp") + sources("cpu/*.cpp") + sources("cuda/*.cpp")
+    cpp = sources("*.cpp") + sources("norm/*.cpp") + sources("cpu/*.cpp") + sources("cuda/*.cpp")
     cpp += sources("cuda/device/*.c*") if cuda else sources("cuda/no_device/*.cpp")
     flags, link_flags = CXX_FLAGS + SYSTEM_INCLUDES, []
     if os.environ.get("FUSED_OPTIM_SANITIZE") == "1":

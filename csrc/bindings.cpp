@@ -13,6 +13,7 @@
 #include "gather.h"
 #include "launch.h"
 #include "lookup.h"
+#include "norm/total_norm.h"
 #include "rules/registry.h"
 
 namespace py = pybind11;
@@ -100,6 +101,34 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
   return launches;
 }
 
+/// The norm of a list of gradients as float64, or why the kernels don't take it.
+py::object grad_norm(const py::object& gradients, double norm_type) {
+  try {
+    const Gradients read = read_gradients(gradients.ptr());
+    const at::Tensor norm = total_norm(read, read_norm_type(norm_type, gradients.ptr()));
+    return py::reinterpret_steal<py::object>(THPVariable_Wrap(norm));
+  } catch (const NotFused& reason) {
+    return py::str(reason.what());
+  }
+}
+
+/// Scales a list of gradients that grad_norm took, by the norm that it gave.
+void clip_grads(const py::object& gradients, const py::object& norm, double max_norm) {
+  const Gradients read = read_gradients(gradients.ptr());
+  if (!clip(read, THPVariable_Unpack(norm.ptr()), max_norm)) return;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(gradients.ptr()); ++i)
+    THPVariable_Unpack(PyList_GET_ITEM(gradients.ptr(), i)).unsafeGetTensorImpl()->bump_version();
+}
+
+/// Both at once through the CUDA kernels' bodies on the host. Returns the norm.
+double clip_on_host(const py::object& gradients, double norm_type, double max_norm,
+                    uint32_t blocks) {
+  const Gradients read = read_gradients(gradients.ptr());
+  const double norm = cuda::norm_on_host(read, read_norm_type(norm_type, gradients.ptr()), blocks);
+  cuda::scale_on_host(read, norm, max_norm, blocks);
+  return norm;
+}
+
 std::vector<std::string> rules() {
   std::vector<std::string> names;
   for (const RuleSpec& spec : kRules) names.emplace_back(spec.name);
@@ -132,6 +161,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("grad_scale"), py::arg("found_inf"));
   m.def("step_on_host", &step_on_host, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("grad_scale"), py::arg("found_inf"), py::arg("blocks"), py::arg("threads"));
+  m.def("grad_norm", &grad_norm, py::arg("gradients"), py::arg("norm_type"));
+  m.def("clip_grads", &clip_grads, py::arg("gradients"), py::arg("norm"), py::arg("max_norm"));
+  m.def("clip_on_host", &clip_on_host, py::arg("gradients"), py::arg("norm_type"),
+        py::arg("max_norm"), py::arg("blocks"));
   m.def("rules", &rules);
   m.def("scalar_states", &scalar_states, py::arg("rule"));
   m.def("built_isas", &cpu::built_isas);

@@ -22,6 +22,7 @@ from fused_optim.adam import Adam
 from fused_optim.adamax import Adamax
 from fused_optim.adamw import AdamW
 from fused_optim.asgd import ASGD
+from fused_optim.clip_grad import clip_grad_norm_
 from fused_optim.convert import fuse
 from fused_optim.lion import Lion
 from fused_optim.nadam import NAdam
@@ -46,6 +47,7 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "__version__",
+    "clip_grad_norm_",
     "fuse",
 ]
 __all__ += [name for name in _torch_optim.__all__ if name not in __all__]

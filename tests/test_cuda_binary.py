@@ -63,12 +63,23 @@ def kernels_per_arch():
 
 def test_no_spills_and_no_stack():
     usage = re.findall(
-        r"Function (\S*step_kernel\S*):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)",
+        r"Function (\S*_kernel_of\S*):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)",
         dump("-res-usage"),
     )
     archs = len(_C.cuda_archs().split(","))
-    assert len(usage) >= archs * kernels_per_arch()
+    # The steps; sums and scaling in each dtype, and three ways to finish a norm.
+    assert len(usage) >= archs * (kernels_per_arch() + DTYPES * (3 + 1) + 3)
     assert {(stack, local) for _, stack, local in usage} == {("0", "0")}
+
+
+def test_norms_load_sixteen_bytes_at_a_time_too():
+    functions = re.split(r"Function : ", dump("-sass"))[1:]
+    sums = [f for f in functions if "13sum_kernel_of" in f.split("\n", 1)[0]]
+    assert len(sums) >= DTYPES * 3
+    for kernel in sums:
+        accesses = re.findall(r"\bLDG\.E(?:\.CONSTANT)?(\.128)?", kernel)
+        runs = [len(list(run)) for is_wide, run in itertools.groupby(accesses) if is_wide]
+        assert max(runs) >= 4, kernel.split("\n", 1)[0]
 
 
 def test_sixteen_byte_accesses_with_several_loads_in_flight():

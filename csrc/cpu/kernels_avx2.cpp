@@ -7,6 +7,7 @@
 #include "../instances.h"
 #include "../rules/scalar_states.h"
 #include "kernels.h"
+#include "norm_kernels.h"
 #include "strided.h"
 
 #if defined(__clang__)
@@ -18,6 +19,7 @@
 
 namespace fused_optim::cpu::avx2 {
 #include "kernels.inc"
+#include "norm.inc"
 }  // namespace fused_optim::cpu::avx2
 
 #if defined(__clang__)

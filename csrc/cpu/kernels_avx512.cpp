@@ -7,6 +7,7 @@
 #include "../instances.h"
 #include "../rules/scalar_states.h"
 #include "kernels.h"
+#include "norm_kernels.h"
 #include "strided.h"
 
 #if defined(__clang__)
@@ -19,6 +20,7 @@
 
 namespace fused_optim::cpu::avx512 {
 #include "kernels.inc"
+#include "norm.inc"
 }  // namespace fused_optim::cpu::avx512
 
 #if defined(__clang__)

@@ -6,8 +6,10 @@
 #include "../instances.h"
 #include "../rules/scalar_states.h"
 #include "kernels.h"
+#include "norm_kernels.h"
 #include "strided.h"
 
 namespace fused_optim::cpu::baseline {
 #include "kernels.inc"
+#include "norm.inc"
 }  // namespace fused_optim::cpu::baseline

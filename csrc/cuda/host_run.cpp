@@ -3,7 +3,9 @@
 #include <stdexcept>
 
 #include "../instances.h"
+#include "gradient_pack.h"
 #include "kernel_body.h"
+#include "norm_body.h"
 
 namespace fused_optim::cuda {
 namespace {
@@ -15,6 +17,15 @@ void run_table(const KernelTable& table, uint32_t blocks, uint32_t threads) {
       Kernel::run({block, thread, blocks, threads}, table);
   for (uint32_t thread = 0; thread < threads; ++thread)
     Kernel::advance_steps(thread, threads, table);
+}
+
+constexpr Device kHost{DeviceKind::CPU, 0};
+
+template <NormType type, class Storage>
+void sum_table(const GradientTable& table, uint32_t blocks) {
+  for (uint32_t block = 0; block < blocks; ++block)
+    for (uint32_t chunk = block; chunk < table.num_chunks; chunk += blocks)
+      SumKernel<type, Storage>::sum_chunk(table, chunk, sum_block_on_host<type, Storage>);
 }
 
 using RunTable = void (*)(const KernelTable&, uint32_t, uint32_t);
@@ -30,6 +41,33 @@ int run_on_host(const Bucket& bucket, const AmpPointers& amp, uint32_t blocks, u
   const std::vector<KernelTable> tables = pack(bucket, amp);
   for (const KernelTable& table : tables) run(table, blocks, threads);
   return static_cast<int>(tables.size());
+}
+
+double norm_on_host(const Gradients& gradients, NormType type, uint32_t blocks) {
+  std::vector<double> sums(gradients.num_chunks);
+  return with_norm_type(type, [&]<NormType kType>(std::integral_constant<NormType, kType>) {
+    for (GradientLaunch& launch : pack(gradients, kHost)) {
+      launch.table.sums = sums.data();
+      with_storage(launch.dtype, [&]<class Storage>(Storage) {
+        sum_table<kType, Storage>(launch.table, blocks);
+      });
+    }
+    const double sum =
+        sum_block_on_host<type_of_sums(kType), double>(sums.data(), gradients.num_chunks);
+    return norm_of_sum(kType, sum);
+  });
+}
+
+void scale_on_host(const Gradients& gradients, double norm, double max_norm, uint32_t blocks) {
+  for (GradientLaunch& launch : pack(gradients, kHost)) {
+    launch.table.norm = &norm;
+    launch.table.max_norm = max_norm;
+    with_storage(launch.dtype, [&]<class Storage>(Storage) {
+      for (uint32_t block = 0; block < blocks; ++block)
+        for (uint32_t thread = 0; thread < kNormColumns; ++thread)
+          ScaleKernel<Storage>::run(block, thread, blocks, kNormColumns, launch.table);
+    });
+  }
 }
 
 }  // namespace fused_optim::cuda

@@ -32,6 +32,15 @@ constexpr int64_t item_size(DType dtype) {
 template <class Storage>
 using opmath_t = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
 
+/// visit(Storage()) for the storage type of this dtype.
+template <class Visit>
+auto with_storage(DType dtype, Visit visit) {
+  if (dtype == DType::Float64) return visit(double());
+  if (dtype == DType::BFloat16) return visit(bfloat16());
+  if (dtype == DType::Float16) return visit(float16());
+  return visit(float());
+}
+
 template <class To, class From>
 FUSED_OPTIM_INLINE To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));

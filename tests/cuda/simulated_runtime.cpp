@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "cuda/kernel_body.h"
+#include "cuda/norm_body.h"
 #include "instances.h"
 
 namespace {
@@ -151,6 +152,79 @@ bool run_ours(const std::string& name, dim3 grid, dim3 block, void** arguments,
   return found;
 }
 
+/// "NS_8bfloat16E": how a type stands in the mangled name of a kernel.
+template <class T>
+std::string mangled() {
+  std::string name = typeid(T).name();
+  const std::string scope = "N11fused_optim";
+  if (name.starts_with(scope)) name = "NS_" + name.substr(scope.size());
+  return name;
+}
+
+std::string mangled(NormType type) {
+  return "LNS_8NormTypeE" + std::to_string(static_cast<int>(type)) + "E";
+}
+
+template <class Visit>
+void for_each_storage(Visit visit) {
+  for (int dtype = 0; dtype < kNumDTypes; ++dtype) with_storage(static_cast<DType>(dtype), visit);
+}
+
+template <class Visit>
+void for_each_norm_type(Visit visit) {
+  for (int type = 0; type < kNumNormTypes; ++type)
+    with_norm_type(static_cast<NormType>(type), visit);
+}
+
+GradientTable checked_gradients(void** arguments) {
+  const GradientTable table = *static_cast<const GradientTable*>(arguments[0]);
+  for (uint32_t i = 0; i < table.num_entries; ++i)
+    check_address(table.entries[i].data, current_device, "a gradient");
+  check_address(table.sums, current_device, "a norm's sums");
+  check_address(table.norm, current_device, "a norm");
+  return table;
+}
+
+/// The kernels for norms and scaling.
+bool run_norm(const std::string& name, dim3 grid, void** arguments, cudaStream_t stream) {
+  bool found = false;
+  const auto is = [&](const std::string& kernel) {
+    return name.find(kernel) != std::string::npos && (found = true);
+  };
+  for_each_storage([&]<class Storage>(Storage) {
+    if (is("15scale_kernel_ofI" + mangled<Storage>() + "E")) {
+      const GradientTable table = checked_gradients(arguments);
+      submit(stream, [=] {
+        for (uint32_t b = 0; b < grid.x; ++b)
+          for (uint32_t t = 0; t < kNormColumns; ++t)
+            ScaleKernel<Storage>::run(b, t, grid.x, kNormColumns, table);
+      });
+    }
+    for_each_norm_type([&]<NormType type>(std::integral_constant<NormType, type>) {
+      if (!is("13sum_kernel_ofI" + mangled(type) + mangled<Storage>() + "E")) return;
+      const GradientTable table = checked_gradients(arguments);
+      submit(stream, [=] {
+        for (uint32_t b = 0; b < grid.x; ++b)
+          for (uint32_t chunk = b; chunk < table.num_chunks; chunk += grid.x)
+            SumKernel<type, Storage>::sum_chunk(table, chunk, sum_block_on_host<type, Storage>);
+      });
+    });
+  });
+  for_each_norm_type([&]<NormType type>(std::integral_constant<NormType, type>) {
+    if (!is("21finish_norm_kernel_ofI" + mangled(type) + "E")) return;
+    const auto* sums = *static_cast<const double**>(arguments[0]);
+    const int64_t count = *static_cast<int64_t*>(arguments[1]);
+    auto* norm = *static_cast<double**>(arguments[2]);
+    check_address(sums, current_device, "a norm's sums");
+    check_address(norm, current_device, "a norm");
+    submit(stream, [=] {
+      *norm = norm_of_sum(type, sum_block_on_host<type_of_sums(type), double>(sums, count));
+    });
+  });
+  if (found) ++launches;
+  return found;
+}
+
 /// torch's tensor.fill_(number) for float and double: (count, functor, pointers to the tensors).
 bool run_fill(const std::string& name, void** arguments, cudaStream_t stream) {
   if (name.find("FillFunctor") == std::string::npos) return false;
@@ -177,7 +251,9 @@ bool run_fill(const std::string& name, void** arguments, cudaStream_t stream) {
 void run_kernel(const void* function, dim3 grid, dim3 block, void** arguments,
                 cudaStream_t stream) {
   const std::string name = kernel_names()[function];
-  if (run_ours(name, grid, block, arguments, stream) || run_fill(name, arguments, stream)) return;
+  if (run_ours(name, grid, block, arguments, stream) || run_norm(name, grid, arguments, stream) ||
+      run_fill(name, arguments, stream))
+    return;
   die("no way to run " + name);
 }
 

@@ -5,9 +5,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime.h>
 
-#include <map>
-#include <memory>
-#include <mutex>
 #include <stdexcept>
 
 #include "../../rules/registry.h"
@@ -15,6 +12,7 @@
 #include "../pack.h"
 #include "arrivals.h"
 #include "kernels.h"
+#include "launching.h"
 
 namespace fused_optim::cuda {
 namespace {
@@ -37,41 +35,16 @@ struct KernelName {
   }
 };
 
-void check(cudaError_t error, const char* doing, const KernelName& name) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that the next call doesn't report it once more
-  std::string message = std::string("fused_optim: ") + doing + " kernel " + name.text() +
-                        " failed: " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) +
-                        ")";
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
-    message += ". It was compiled for architectures " + built_archs() +
-               "; set TORCH_CUDA_ARCH_LIST to this device's and install again";
-  throw std::runtime_error(message);
-}
-
 struct Kernel {
   const void* function;
   uint32_t max_blocks;  // that the device runs at a time
 };
 
-/// The kernel, with its occupancy asked for once per device. The device must be current.
+/// The kernel. The device must be current.
 Kernel find_kernel(const KernelName& name) {
-  static std::mutex mutex;
-  static std::map<std::pair<const void*, int>, uint32_t> known;
   const void* function = step_kernel(name.rule, name.variant, name.dtype);
   if (function == nullptr) throw std::logic_error("fused_optim: no kernel " + name.text());
-  const std::lock_guard lock(mutex);
-  uint32_t& max_blocks = known[{function, name.device.index}];
-  if (max_blocks == 0) {
-    int per_multiprocessor = 0, multiprocessors = 0;
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, function, kThreads, 0),
-          "preparing", name);
-    check(
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, name.device.index),
-        "preparing", name);
-    max_blocks = static_cast<uint32_t>(std::max(1, per_multiprocessor * multiprocessors));
-  }
-  return {function, max_blocks};
+  return {function, max_blocks(function, kThreads, name)};
 }
 
 void launch(const Kernel& kernel, uint32_t blocks, KernelTable& table, cudaStream_t stream,

@@ -1,0 +1,35 @@
+// The CPU's norm kernels, by instruction set and dtype.
+#pragma once
+
+#include "../norm/reduction.h"
+#include "isa.h"
+
+namespace fused_optim::cpu {
+
+struct NormKernels {
+  double (*sum_chunk[kNumNormTypes])(const void* data, int64_t count);  // of terms; count above 0
+  void (*scale)(void* data, int64_t count, double coefficient);
+};
+
+namespace baseline {
+NormKernels find_norm_kernels(DType dtype);
+}
+#if defined(__x86_64__)
+namespace avx2 {
+NormKernels find_norm_kernels(DType dtype);
+}
+namespace avx512 {
+NormKernels find_norm_kernels(DType dtype);
+}
+#endif
+
+inline NormKernels find_norm_kernels(Isa isa, DType dtype) {
+#if defined(__x86_64__)
+  if (isa == Isa::AVX512) return avx512::find_norm_kernels(dtype);
+  if (isa == Isa::AVX2) return avx2::find_norm_kernels(dtype);
+#endif
+  (void)isa;
+  return baseline::find_norm_kernels(dtype);
+}
+
+}  // namespace fused_optim::cpu

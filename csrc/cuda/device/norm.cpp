@@ -1,0 +1,60 @@
+// Launches for norms and scaling, on each device's current stream.
+#include "../norm.h"
+
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../gradient_pack.h"
+#include "launching.h"
+#include "norm_kernels.h"
+
+namespace fused_optim::cuda {
+namespace {
+
+struct NormKernelName {
+  const char* what;
+  Device device;
+
+  std::string text() const {
+    return std::string(what) + " on cuda:" + std::to_string(device.index);
+  }
+};
+
+void launch(const void* kernel, uint32_t blocks, void** arguments, const NormKernelName& name) {
+  check(cudaLaunchKernel(kernel, dim3(blocks), dim3(kNormColumns), arguments, 0,
+                         c10::cuda::getCurrentCUDAStream(name.device.index)),
+        "launching", name);
+}
+
+void launch(const void* kernel, GradientTable& table, const NormKernelName& name) {
+  void* arguments[] = {&table};
+  launch(kernel, std::min(table.num_chunks, max_blocks(kernel, kNormColumns, name)), arguments,
+         name);
+}
+
+}  // namespace
+
+void sum_chunks(const Gradients& gradients, Device device, NormType type, double* sums) {
+  const c10::cuda::CUDAGuard guard(device.index);
+  for (GradientLaunch& next : pack(gradients, device)) {
+    next.table.sums = sums;
+    launch(sum_kernel(type, next.dtype), next.table, {"norm", device});
+  }
+}
+
+void finish_norm(const double* sums, int64_t count, NormType type, Device device, double* norm) {
+  const c10::cuda::CUDAGuard guard(device.index);
+  void* arguments[] = {&sums, &count, &norm};
+  launch(finish_norm_kernel(type), 1, arguments, {"norm", device});
+}
+
+void scale(const Gradients& gradients, Device device, const double* norm, double max_norm) {
+  const c10::cuda::CUDAGuard guard(device.index);
+  for (GradientLaunch& next : pack(gradients, device)) {
+    next.table.norm = norm;
+    next.table.max_norm = max_norm;
+    launch(scale_kernel(next.dtype), next.table, {"scale", device});
+  }
+}
+
+}  // namespace fused_optim::cuda

@@ -1,0 +1,16 @@
+// The compiled kernels for norms and scaling.
+#pragma once
+
+#include "../../norm/reduction.h"
+
+namespace fused_optim::cuda {
+
+/// What cudaLaunchKernel takes: kernels of kNormColumns threads whose one argument is a
+/// GradientTable.
+const void* sum_kernel(NormType type, DType dtype);
+const void* scale_kernel(DType dtype);
+
+/// One block; arguments: the sums (const double*), their number (int64_t), the norm (double*).
+const void* finish_norm_kernel(NormType type);
+
+}  // namespace fused_optim::cuda

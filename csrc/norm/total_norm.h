@@ -1,0 +1,27 @@
+// The norm of all gradients, wherever they are, and what is done with it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <Python.h>
+
+#include "gradients.h"
+
+namespace fused_optim {
+
+/// The gradients of a Python list of tensors. Throws NotFused where one is not plain, dense and of
+/// a dtype and device that have kernels.
+Gradients read_gradients(PyObject* list);
+
+/// The type for torch's norm_type. Throws NotFused for others than 1, 2 and infinity, and where
+/// complex gradients need the absolute value of each element.
+NormType read_norm_type(double norm_type, PyObject* gradients);
+
+/// The norm as a float64 of no dimensions on the first gradient's device. The host waits only where
+/// gradients are on a CPU and on a GPU.
+at::Tensor total_norm(const Gradients& gradients, NormType type);
+
+/// Multiplies the gradients by min(1, max_norm / (norm + 1e-6)). Returns whether it may have: the
+/// host knows for a norm on the CPU.
+bool clip(const Gradients& gradients, const at::Tensor& norm, double max_norm);
+
+}  // namespace fused_optim

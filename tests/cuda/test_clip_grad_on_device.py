@@ -1,0 +1,4 @@
+"""clip_grad_norm_, on the GPU: the CPU's tests with another default device."""
+
+from on_device import marks as pytestmark  # noqa: F401
+from test_clip_grad import *  # noqa: F403
