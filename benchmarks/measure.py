@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.benchmark.utils.timer import timer as synchronized_clock
 
+import fused_optim
 from benchmarks import memory
 from benchmarks.peers import OPTIMIZERS, OURS, Implementation, bytes_held, implementations
 from benchmarks.workloads import Workload
@@ -148,8 +149,11 @@ def prepared(
     params = [p for group in groups for p in group["params"]]
     grads = [p.grad for p in params]
 
+    ours = implementation.name == OURS
+    clip = fused_optim.clip_grad_norm_ if ours else torch.nn.utils.clip_grad_norm_
+
     def train() -> None:
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        clip(params, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
