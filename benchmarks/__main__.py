@@ -56,7 +56,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/out"), metavar="FOLDER"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in options.workload or []:
+        if name not in standard(options.device) and not pathlib.Path(name).is_file():
+            parser.error(f"{name} is no JSON file, and none of {', '.join(standard('cuda'))}")
+    return options
 
 
 class Plan:

@@ -61,6 +61,14 @@ def test_command_line(tiny_run):
     assert (folder / "out" / "ratios.png").stat().st_size > 1000
 
 
+def test_an_unknown_workload_is_named(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--workload", "resnet5O", "--output", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "resnet5O is no JSON file, and none of" in result.stderr
+    assert "resnet50" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_the_page_is_self_contained(tiny_run):
     page = (tiny_run[0] / "report.html").read_text()
     assert "data:image/png;base64," in page and "mine" in page and "against float64" in page
