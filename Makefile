@@ -14,7 +14,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks --quick
 
 test: $(VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -35,7 +35,7 @@ SANITIZERS := env PYTHONPATH=$(SANITIZED)/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_
 sanitize: $(VENV)/.installed
 	FUSED_OPTIM_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED)/temp --build-lib $(SANITIZED)/lib
 	cd tests && $(SANITIZERS) $(abspath $(BIN))/python -c "import fused_optim._C as c; assert 'sanitize' in c.__file__, c.__file__"
-	$(SANITIZERS) $(BIN)/pytest -m "not process"
+	$(SANITIZERS) $(BIN)/pytest -n auto -m "not process"
 
 # The package with its CUDA kernels, in a second environment with a CUDA build of torch: compiled,
 # linked, imported and tested, with or without a GPU.
@@ -47,7 +47,7 @@ CUDA_BUILD := FUSED_OPTIM_CUDA=1 CUDA_HOME="$(CUDA_HOME)" TORCH_CUDA_ARCH_LIST="
 cuda-build:
 	$(CUDA_BUILD) $(MAKE) VENV="$(CUDA_VENV)" TORCH="$(CUDA_TORCH)" "$(CUDA_VENV)/.installed"
 	$(CUDA_VENV)/bin/python -m fused_optim info
-	$(CUDA_BUILD) $(CUDA_VENV)/bin/pytest
+	$(CUDA_BUILD) $(CUDA_VENV)/bin/pytest -n auto
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

@@ -259,11 +259,13 @@ def test_default_dtype_changed(optimizer_class):
 
 def test_names_are_torchs():
     for torch_class, cls in FUSED_CLASSES.items():
-        assert cls.__name__ == torch_class.__name__
         assert issubclass(cls, torch_class)
         for other_torch, other in FUSED_CLASSES.items():
             assert issubclass(cls, other) == issubclass(torch_class, other_torch)
         assert cls in FUSED
+        if cls is fused_optim.Lion:  # whose parent is this package's, under another name
+            continue
+        assert cls.__name__ == torch_class.__name__
         assert repr(cls([Parameter(torch.zeros(1))])) == repr(
             torch_class([Parameter(torch.zeros(1))])
         )
