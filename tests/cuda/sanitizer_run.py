@@ -11,6 +11,8 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from twins import CASES, make_params, set_grads
 
+import fused_optim
+
 SHAPES = [(), (0,), (3,), (17, 5), (8193,), (50_001,)]
 
 
@@ -29,9 +31,10 @@ def main():
                 optimizer.grad_scale = torch.tensor(2.0)
                 optimizer.found_inf = torch.tensor(float(seed))
                 optimizer.step()
+            fused_optim.clip_grad_norm_(params, 1.0)
             assert optimizer._fallback_reason is None, optimizer._fallback_reason
     torch.cuda.synchronize()
-    print(f"{len(CASES)} option sets stepped")
+    print(f"{len(CASES)} option sets stepped and clipped")
 
 
 if __name__ == "__main__":
