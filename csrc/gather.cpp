@@ -99,7 +99,7 @@ class Gatherer {
     entry.variant = static_cast<uint8_t>(variant_);
     entry.row = row_for(entry.device);
     entry.strided = -1;
-    entry.numel = param.numel() * (is_complex(param) ? 2 : 1);
+    entry.numel = real_numel(param);
     add_operand(entry, param, param, kParam, "param");
     if (grad.is_sparse()) throw NotFused("a gradient is sparse");
     check_operand(where_, param, grad, kGradName);
@@ -112,10 +112,8 @@ class Gatherer {
   void* locate(const c10::TensorImpl& tensor, const char* name) {
     check_storage(where_, tensor, name);
     if (tensor.numel() == 0) return nullptr;
-    const void* storage = tensor.unsafe_storage().data();
-    overlap_.add(storage);
-    const auto offset = tensor.storage_offset() * static_cast<int64_t>(tensor.dtype().itemsize());
-    return static_cast<char*>(const_cast<void*>(storage)) + offset;
+    overlap_.add(tensor.unsafe_storage().data());
+    return first_element(tensor);
   }
 
   void add_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
@@ -163,10 +161,9 @@ class Gatherer {
   }
 
   /// The current group's value of a hyperparameter, read on the host wherever it is.
-  double value_of(std::string_view hyperparameter) const {
-    int h = 0;
-    while (spec_.hyperparameters[h] != hyperparameter) ++h;
-    return read_value(group_, keys_.hyperparameters[h], spec_.hyperparameters[h]);
+  double value_of(const char* hyperparameter) const {
+    const int index = hyperparameter_index(spec_, hyperparameter);
+    return read_value(group_, keys_.hyperparameters[index], hyperparameter);
   }
 
   /// What every element of a new state begins as; of a complex one, both its parts.
@@ -180,10 +177,8 @@ class Gatherer {
   bool first_step_differs(const TensorEntry& entry) const {
     if (!amp_.found_inf_is_on_device() || spec_.first_step_differs_with == nullptr) return false;
     const HyperparameterRow& row = result_.table.rows[entry.row];
-    for (int h = 0; h < spec_.num_hyperparameters; ++h)
-      if (spec_.hyperparameters[h] == std::string_view(spec_.first_step_differs_with))
-        return row.values[h] != 0 || row.addresses[h] != nullptr;
-    return false;
+    const int index = hyperparameter_index(spec_, spec_.first_step_differs_with);
+    return row.values[index] != 0 || row.addresses[index] != nullptr;
   }
 
   /// The parameter's entry in the list of new states, made where it has none yet.

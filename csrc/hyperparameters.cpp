@@ -3,7 +3,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <string>
-#include <string_view>
 
 #include "device_number.h"
 #include "gather.h"
@@ -71,11 +70,9 @@ Variant read_variant(PyObject* group, const std::vector<HyperparameterKey>& keys
   Variant variant = 0;
   for (int i = 0; i < rule.num_states; ++i) {
     const char* enabled_by = rule.states[i].enabled_by;
-    bool enabled = enabled_by == nullptr;
-    for (int h = 0; h < rule.num_hyperparameters && !enabled; ++h) {
-      const char* name = rule.hyperparameters[h];
-      enabled = name == std::string_view(enabled_by) && read_value(group, keys[h], name) != 0;
-    }
+    const bool enabled =
+        enabled_by == nullptr ||
+        read_value(group, keys[hyperparameter_index(rule, enabled_by)], enabled_by) != 0;
     if (enabled) variant |= 1u << i;
   }
   return variant;

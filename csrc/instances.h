@@ -15,25 +15,13 @@ struct Instance {
 
 namespace detail {
 
-template <class Rule, Variant variant, class Visit>
-void with_dtype(DType dtype, Visit& visit) {
-  switch (dtype) {
-    case DType::Float32:
-      return visit(Instance<Rule, variant, float>{});
-    case DType::Float64:
-      return visit(Instance<Rule, variant, double>{});
-    case DType::BFloat16:
-      return visit(Instance<Rule, variant, bfloat16>{});
-    case DType::Float16:
-      return visit(Instance<Rule, variant, float16>{});
-  }
-}
-
 /// Walks the variants from `candidate` down to the states that are always on.
 template <class Rule, Variant candidate, class Visit>
 void with_variant(Variant variant, DType dtype, Visit& visit) {
   if constexpr ((candidate & base_variant<Rule>()) == base_variant<Rule>())
-    if (variant == candidate) return with_dtype<Rule, candidate>(dtype, visit);
+    if (variant == candidate)
+      return with_storage(
+          dtype, [&]<class Storage>(Storage) { visit(Instance<Rule, candidate, Storage>{}); });
   if constexpr (candidate > 0) with_variant<Rule, candidate - 1>(variant, dtype, visit);
 }
 

@@ -36,6 +36,10 @@ bool is_complex(const c10::TensorImpl& tensor) {
   return c10::isComplexType(tensor.dtype().toScalarType());
 }
 
+int64_t real_numel(const c10::TensorImpl& tensor) {
+  return tensor.numel() * (is_complex(tensor) ? 2 : 1);
+}
+
 StridedLayout layout_of(const c10::TensorImpl& param) {
   StridedLayout layout;
   for (int64_t dim : memory_order(param)) layout.sizes.push_back(param.sizes()[dim]);

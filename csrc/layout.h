@@ -15,6 +15,9 @@ int64_t span(const c10::TensorImpl& tensor);
 
 bool is_complex(const c10::TensorImpl& tensor);
 
+/// Elements, of a complex tensor those of its real view.
+int64_t real_numel(const c10::TensorImpl& tensor);
+
 /// The parameter's memory order as a multi-index, no operand strided yet.
 StridedLayout layout_of(const c10::TensorImpl& param);
 

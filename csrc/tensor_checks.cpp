@@ -90,6 +90,11 @@ void check_operand(const Where& where, const c10::TensorImpl& param, const c10::
     throw NotFused(std::string(name) + " is not dense in memory");
 }
 
+void* first_element(const c10::TensorImpl& tensor) {
+  const auto offset = tensor.storage_offset() * static_cast<int64_t>(tensor.dtype().itemsize());
+  return static_cast<char*>(const_cast<void*>(tensor.unsafe_storage().data())) + offset;
+}
+
 bool lies_within_storage(const c10::TensorImpl& tensor) {
   const auto item = static_cast<int64_t>(tensor.dtype().itemsize());
   const int64_t end = tensor.storage_offset() + span(tensor);

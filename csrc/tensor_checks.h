@@ -41,6 +41,9 @@ void check_param(const Where& where, const c10::TensorImpl& param);
 void check_operand(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
                    const char* name);
 
+/// Where a tensor with elements begins: read as constant, so that nothing is copied for it.
+void* first_element(const c10::TensorImpl& tensor);
+
 bool lies_within_storage(const c10::TensorImpl& tensor);
 
 /// Throws unless every element lies within the tensor's storage, which is its own to write.

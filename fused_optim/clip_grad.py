@@ -2,12 +2,11 @@
 
 import functools
 import math
-import types
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_ as _torch_clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_ as torch_clip_grad_norm_
 
 from fused_optim import _C
 
@@ -49,24 +48,16 @@ def clip_grad_norm_(
         RuntimeError: with ``error_if_nonfinite``, if the norm is; the gradients are left as they
             are.
     """
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
-    elif not isinstance(parameters, types.GeneratorType):
-        parameters = list(parameters)
-    torchs = functools.partial(
-        _torch_clip_grad_norm_, parameters, max_norm, norm_type, error_if_nonfinite, foreach
-    )
-    if isinstance(parameters, types.GeneratorType):
-        parameters = list(parameters)
-        if not parameters:
-            return torchs()  # warns of an exhausted generator
-        torchs = functools.partial(torchs.func, parameters, *torchs.args[1:])
-    grads = [p.grad for p in parameters if p.grad is not None]
+    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    rest = (max_norm, norm_type, error_if_nonfinite, foreach)
+    if not params:
+        return torch_clip_grad_norm_(parameters, *rest)  # warns of an empty generator
+    grads = [p.grad for p in params if p.grad is not None]
     if not grads or foreach is False or torch.compiler.is_compiling():
-        return torchs()
+        return torch_clip_grad_norm_(params, *rest)
     norm = _C.grad_norm(grads, float(norm_type))
     if isinstance(norm, str):
-        return torchs()
+        return torch_clip_grad_norm_(params, *rest)
     if error_if_nonfinite and not math.isfinite(norm.item()):
         raise RuntimeError(
             f"The total norm of order {float(norm_type)} for gradients from "

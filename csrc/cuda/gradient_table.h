@@ -6,6 +6,7 @@
 
 #include "../norm/reduction.h"
 #include "../platform.h"
+#include "access.h"
 
 namespace fused_optim::cuda {
 
@@ -14,6 +15,18 @@ struct GradientView {
   int64_t numel;
   uint32_t first_chunk;  // among the chunks of all gradients
   uint32_t chunk_end;    // in this launch: chunks up to its end
+};
+
+/// A chunk: these elements of a tensor, and its number among the chunks of all gradients.
+struct GradientChunk {
+  void* data;  // the tensor's
+  int64_t begin, count;
+  uint32_t number;
+
+  template <class Storage>
+  FUSED_OPTIM_INLINE Storage* elements() const {
+    return static_cast<Storage*>(data) + begin;
+  }
 };
 
 struct GradientTable {
@@ -26,21 +39,14 @@ struct GradientTable {
   uint32_t num_chunks;
   GradientView entries[kEntries];
 
-  /// The entry whose chunks contain this one.
-  FUSED_OPTIM_INLINE uint32_t find(uint32_t chunk) const {
-    uint32_t low = 0, high = num_entries - 1;
-    while (low < high) {
-      const uint32_t middle = (low + high) / 2;
-      if (entries[middle].chunk_end > chunk)
-        high = middle;
-      else
-        low = middle + 1;
-    }
-    return low;
-  }
-
-  FUSED_OPTIM_INLINE uint32_t first_chunk_of(uint32_t index) const {
-    return index == 0 ? 0 : entries[index - 1].chunk_end;
+  FUSED_OPTIM_INLINE GradientChunk at(uint32_t chunk) const {
+    const uint32_t index =
+        find_by_chunk(num_entries, chunk, [&](uint32_t i) { return entries[i].chunk_end; });
+    const GradientView& gradient = entries[index];
+    const uint32_t in_tensor = chunk - (index == 0 ? 0 : entries[index - 1].chunk_end);
+    const int64_t begin = in_tensor * kNormChunk, rest = gradient.numel - begin;
+    return {gradient.data, begin, rest < kNormChunk ? rest : kNormChunk,
+            gradient.first_chunk + in_tensor};
   }
 };
 static_assert(sizeof(GradientTable) <= 32764, "the limit of kernel arguments since CUDA 12.1");

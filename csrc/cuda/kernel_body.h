@@ -3,6 +3,7 @@
 
 #include "../rules/rule.h"
 #include "../rules/scalar_states.h"
+#include "access.h"
 #include "kernel_table.h"
 
 namespace fused_optim::cuda {
@@ -71,13 +72,9 @@ class StepKernel {
   using T = opmath_t<Storage>;
   using Hyperparameters = typename Rule::Hyperparameters;
   static constexpr int kStates = num_states<Rule>;
-  static constexpr int kPerPack = 16 / sizeof(Storage);
+  static constexpr int kPerPack = kPackSize<Storage>;
   /// Packs a thread loads before it computes: with two operands or more, four loads in flight.
   static constexpr int kUnroll = 2;
-
-  struct alignas(16) Pack {
-    Storage values[kPerPack];
-  };
 
   static constexpr int state_operand(int state) {
     return 2 + count_states(variant & ((1u << state) - 1u));
@@ -90,15 +87,8 @@ class StepKernel {
 
   /// The entry whose chunks contain this one.
   FUSED_OPTIM_INLINE static uint32_t find_entry(const KernelTable& table, uint32_t chunk) {
-    uint32_t low = 0, high = table.num_entries - 1;
-    while (low < high) {
-      const uint32_t middle = (low + high) / 2;
-      if (entry_at(table, middle).chunk_end() > chunk)
-        high = middle;
-      else
-        low = middle + 1;
-    }
-    return low;
+    return find_by_chunk(table.num_entries, chunk,
+                         [&](uint32_t index) { return entry_at(table, index).chunk_end(); });
   }
 
   FUSED_OPTIM_INLINE static RowView row_of(const KernelTable& table, const EntryView& entry) {
@@ -178,13 +168,13 @@ class StepKernel {
   /// 16 bytes at a time: all loads of kUnroll packs, then the arithmetic, then the stores.
   FUSED_OPTIM_INLINE void step_packs(const Place& place, const EntryView& entry, int64_t begin,
                                      int64_t count) const {
-    Pack* packs[kOperands];
+    Pack<Storage>* packs[kOperands];
     FUSED_OPTIM_UNROLL
     for (int k = 0; k < kOperands; ++k)
-      packs[k] = reinterpret_cast<Pack*>(static_cast<Storage*>(entry.operand(k)) + begin);
+      packs[k] = reinterpret_cast<Pack<Storage>*>(static_cast<Storage*>(entry.operand(k)) + begin);
     const int64_t stride = place.num_threads;
     for (int64_t i = place.thread; i < count; i += kUnroll * stride) {
-      Pack loaded[kUnroll][kOperands];
+      Pack<Storage> loaded[kUnroll][kOperands];
       FUSED_OPTIM_UNROLL
       for (int u = 0; u < kUnroll; ++u) {
         if (i + u * stride >= count) break;
@@ -222,22 +212,6 @@ class StepKernel {
     FUSED_OPTIM_UNROLL
     for (int i = 0; i < kStates; ++i)
       if (has_state(variant, i)) values[state_operand(i)] = to_storage<Storage>(state[i]);
-  }
-
-  FUSED_OPTIM_INLINE static Pack load(const Pack* from) {
-#if defined(__CUDA_ARCH__)
-    return bits_as<Pack>(*reinterpret_cast<const uint4*>(from));
-#else
-    return *from;
-#endif
-  }
-
-  FUSED_OPTIM_INLINE static void store(Pack* to, const Pack& pack) {
-#if defined(__CUDA_ARCH__)
-    *reinterpret_cast<uint4*>(to) = bits_as<uint4>(pack);
-#else
-    *to = pack;
-#endif
   }
 
   uint32_t row_ = ~0u;

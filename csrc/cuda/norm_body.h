@@ -6,12 +6,6 @@
 
 namespace fused_optim::cuda {
 
-/// 16 bytes of a tensor.
-template <class Storage>
-struct alignas(16) Pack {
-  Storage values[kPackSize<Storage>];
-};
-
 template <NormType type, class Storage>
 struct SumKernel {
   static constexpr int kPack = kPackSize<Storage>;
@@ -26,11 +20,11 @@ struct SumKernel {
       for (; i + (kInFlight - 1) * kRow + kPack <= count; i += kInFlight * kRow) {
         Pack<Storage> packs[kInFlight];
         FUSED_OPTIM_UNROLL
-        for (int p = 0; p < kInFlight; ++p) packs[p] = load(x + i + p * kRow);
+        for (int p = 0; p < kInFlight; ++p) packs[p] = load(pack_at(x + i + p * kRow));
         FUSED_OPTIM_UNROLL
         for (int p = 0; p < kInFlight; ++p) add(sums, packs[p].values);
       }
-      for (; i + kPack <= count; i += kRow) add(sums, load(x + i).values);
+      for (; i + kPack <= count; i += kRow) add(sums, load(pack_at(x + i)).values);
     }
     for (; i < count; i += kRow) FUSED_OPTIM_UNROLL
     for (int k = 0; k < kPack; ++k)
@@ -46,13 +40,10 @@ struct SumKernel {
   template <class Sum>
   FUSED_OPTIM_HOST_DEVICE static void sum_chunk(const GradientTable& table, uint32_t chunk, Sum sum,
                                                 bool knows_sum = true) {
-    const uint32_t index = table.find(chunk);
-    const GradientView& gradient = table.entries[index];
-    const uint32_t in_tensor = chunk - table.first_chunk_of(index);
-    const int64_t begin = in_tensor * kNormChunk, rest = gradient.numel - begin;
-    const double result = sum(static_cast<const Storage*>(gradient.data) + begin,
-                              rest < kNormChunk ? rest : kNormChunk);
-    if (knows_sum) table.sums[gradient.first_chunk + in_tensor] = result;
+    const GradientChunk elements = table.at(chunk);
+    const double result =
+        sum(static_cast<const Storage*>(elements.template elements<Storage>()), elements.count);
+    if (knows_sum) table.sums[elements.number] = result;
   }
 
   /// One level of the addition of columns: `half` is 128, 64, ..., 1.
@@ -63,17 +54,13 @@ struct SumKernel {
  private:
   static constexpr int64_t kRow = kNormColumns * kPack;
 
+  FUSED_OPTIM_INLINE static const Pack<Storage>* pack_at(const Storage* x) {
+    return reinterpret_cast<const Pack<Storage>*>(x);
+  }
+
   FUSED_OPTIM_INLINE static void add(double (&sums)[kPack], const Storage (&values)[kPack]) {
     FUSED_OPTIM_UNROLL
     for (int k = 0; k < kPack; ++k) sums[k] = norm_add<type>(sums[k], norm_term<type>(values[k]));
-  }
-
-  FUSED_OPTIM_INLINE static Pack<Storage> load(const Storage* from) {
-#if defined(__CUDA_ARCH__)
-    return bits_as<Pack<Storage>>(*reinterpret_cast<const uint4*>(from));
-#else
-    return bits_as<Pack<Storage>>(*reinterpret_cast<const Pack<Storage>*>(from));
-#endif
   }
 };
 
@@ -100,12 +87,8 @@ struct ScaleKernel {
     if (coefficient == 1.0) return;
     const auto factor = static_cast<opmath_t<Storage>>(coefficient);
     for (uint32_t chunk = block; chunk < table.num_chunks; chunk += num_blocks) {
-      const uint32_t index = table.find(chunk);
-      const GradientView& gradient = table.entries[index];
-      const int64_t begin = (chunk - table.first_chunk_of(index)) * kNormChunk;
-      const int64_t rest = gradient.numel - begin;
-      const int64_t count = rest < kNormChunk ? rest : kNormChunk;
-      scale(thread, num_threads, static_cast<Storage*>(gradient.data) + begin, count, factor);
+      const GradientChunk elements = table.at(chunk);
+      scale(thread, num_threads, elements.template elements<Storage>(), elements.count, factor);
     }
   }
 
@@ -117,11 +100,11 @@ struct ScaleKernel {
       const int64_t packs = count / kPack;
       auto* pack = reinterpret_cast<Pack<Storage>*>(x);
       for (int64_t i = thread; i < packs; i += num_threads) {
-        Pack<Storage> values = pack[i];
+        Pack<Storage> values = load(pack + i);
         FUSED_OPTIM_UNROLL
         for (int k = 0; k < kPack; ++k)
           values.values[k] = to_storage<Storage>(to_opmath(values.values[k]) * factor);
-        pack[i] = values;
+        store(pack + i, values);
       }
       done = packs * kPack;
     }

@@ -16,6 +16,8 @@ struct Gradient {
   int64_t first_chunk;  // the number of its first chunk among those of all gradients
   DType dtype;
   Device device;
+
+  int64_t num_chunks() const { return (numel + kNormChunk - 1) / kNormChunk; }
 };
 
 struct Gradients {
@@ -25,7 +27,7 @@ struct Gradients {
   void add(void* data, int64_t numel, DType dtype, Device device) {
     if (numel == 0) return;
     entries.push_back({data, numel, num_chunks, dtype, device});
-    num_chunks += (numel + kNormChunk - 1) / kNormChunk;
+    num_chunks += entries.back().num_chunks();
   }
 };
 

@@ -21,9 +21,6 @@ constexpr int kNumNormTypes = 3;
 constexpr int64_t kNormChunk = 1 << 15;
 constexpr int kNormColumns = 256;
 
-template <class Storage>
-constexpr int kPackSize = 16 / sizeof(Storage);
-
 /// What one element adds to the norm.
 template <NormType type, class Storage>
 FUSED_OPTIM_INLINE double norm_term(Storage value) {

@@ -40,9 +40,7 @@ void add(Gradients& gradients, PyObject* object) {
   if (!lies_within_storage(tensor)) throw NotFused("a gradient reaches beyond its storage");
   if (c10::impl::cow::is_cow_data_ptr(tensor.unsafe_storage().data_ptr()))
     throw NotFused("a gradient shares its memory until it is written");
-  const auto offset = tensor.storage_offset() * static_cast<int64_t>(tensor.dtype().itemsize());
-  gradients.add(static_cast<char*>(const_cast<void*>(tensor.unsafe_storage().data())) + offset,
-                tensor.numel() * (is_complex(tensor) ? 2 : 1), dtype, device_of(tensor));
+  gradients.add(first_element(tensor), real_numel(tensor), dtype, device_of(tensor));
 }
 
 /// The devices that gradients are on, the first one's first.

@@ -32,6 +32,10 @@ constexpr int64_t item_size(DType dtype) {
 template <class Storage>
 using opmath_t = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
 
+/// Elements in 16 bytes.
+template <class Storage>
+constexpr int kPackSize = 16 / sizeof(Storage);
+
 /// visit(Storage()) for the storage type of this dtype.
 template <class Visit>
 auto with_storage(DType dtype, Visit visit) {

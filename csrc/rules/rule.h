@@ -26,6 +26,8 @@
 #pragma once
 
 #include <cstddef>
+#include <stdexcept>
+#include <string_view>
 
 namespace fused_optim {
 
@@ -69,6 +71,13 @@ struct RuleSpec {
   bool has_step;
   const char* first_step_differs_with;  // nullptr: it doesn't
 };
+
+/// The place of the hyperparameter of this name, which the rule must have.
+constexpr int hyperparameter_index(const RuleSpec& rule, std::string_view name) {
+  for (int i = 0; i < rule.num_hyperparameters; ++i)
+    if (name == rule.hyperparameters[i]) return i;
+  throw std::logic_error("fused_optim: a rule names a hyperparameter that it has not");
+}
 
 template <class Rule>
 constexpr int num_states = sizeof(Rule::states) / sizeof(StateSpec);
