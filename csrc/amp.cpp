@@ -16,31 +16,41 @@ double read(PyObject* value, double if_none, const char* name, std::optional<at:
   return if_none;
 }
 
-void throw_if_overflow(double found_inf) {
-  if (found_inf != 0.0) throw Overflow();
-}
-
 }  // namespace
 
 Amp::Amp(PyObject* grad_scale, PyObject* found_inf) {
-  throw_if_overflow(read(found_inf, 0.0, "found_inf", found_inf_));
+  set_found_inf(read(found_inf, 0.0, "found_inf", found_inf_));
   scale_ = read(grad_scale, 1.0, "grad_scale", grad_scale_);
 }
 
+/// GradScaler sums it over devices, so that any value but zero means an overflow.
+void Amp::set_found_inf(double found_inf) {
+  has_overflowed_ = found_inf != 0.0;
+}
+
 void Amp::read_on_host() {
-  if (found_inf_) throw_if_overflow(found_inf_->item().toDouble());
+  if (found_inf_) set_found_inf(found_inf_->item().toDouble());
   if (grad_scale_) scale_ = grad_scale_->item().toDouble();
   found_inf_.reset();
   grad_scale_.reset();
 }
 
-AmpPointers Amp::pointers(Device device, std::vector<at::Tensor>& owned) const {
-  const auto address = [&](const std::optional<at::Tensor>& tensor) -> const float* {
-    if (!tensor) return nullptr;
-    owned.push_back(to_device(*tensor, device, at::kFloat));
-    return owned.back().const_data_ptr<float>();
-  };
-  return {address(grad_scale_), address(found_inf_)};
+void Amp::apply(TensorTable& table, std::vector<at::Tensor>& owned) const {
+  for (HyperparameterRow& row : table.rows) row.grad_multiplier *= 1.0 / scale_;
+  if (!found_inf_ && !grad_scale_) return;
+  for (const TensorEntry& entry : table.entries) {
+    const auto address = [&](const std::optional<at::Tensor>& tensor) -> const float* {
+      if (!tensor) return nullptr;
+      owned.push_back(to_device(*tensor, entry.device, at::kFloat));
+      return owned.back().const_data_ptr<float>();
+    };
+    const auto index = static_cast<size_t>(entry.device.index);
+    if (index >= table.inputs.size()) table.inputs.resize(index + 1);
+    DeviceInputs& inputs = table.inputs[index];
+    if (inputs.found_inf != nullptr || inputs.grad_scale != nullptr) continue;
+    inputs.grad_scale = address(grad_scale_);
+    inputs.found_inf = address(found_inf_);
+  }
 }
 
 }  // namespace fused_optim

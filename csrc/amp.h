@@ -11,29 +11,29 @@
 
 namespace fused_optim {
 
-/// AMP found an overflow, and the host knows: nothing of this step is done.
-struct Overflow {};
-
 class Amp {
  public:
-  /// Each None, a number or a one-element tensor. Throws Overflow where found_inf is on the host
-  /// and not zero: GradScaler sums it over devices, so any other value means an overflow.
+  /// Each None, a number or a one-element tensor.
   Amp(PyObject* grad_scale, PyObject* found_inf);
 
-  bool found_inf_is_on_device() const { return found_inf_.has_value(); }
-  bool is_on_device() const { return found_inf_.has_value() || grad_scale_.has_value(); }
+  /// Whether there was an overflow, and the host knows: the step is not done.
+  bool has_overflowed() const { return has_overflowed_; }
 
-  /// Reads on the host what is on the device, which waits for it. Throws Overflow.
+  /// Reads on the host what is on the device, which waits for it.
   void read_on_host();
 
-  /// 1 over the scale, as far as the host knows it.
-  double grad_multiplier() const { return 1.0 / scale_; }
+  /// The scale, as far as the host knows it.
+  double scale() const { return scale_; }
 
-  /// Where the kernels of this CUDA device read the rest. Copies, if any, are added to `owned`.
-  AmpPointers pointers(Device device, std::vector<at::Tensor>& owned) const;
+  /// Writes what the host knows to the rows, and where kernels read the rest to each device's
+  /// inputs. Copies, if any, are added to `owned`.
+  void apply(TensorTable& table, std::vector<at::Tensor>& owned) const;
 
  private:
+  void set_found_inf(double found_inf);
+
   double scale_ = 1.0;
+  bool has_overflowed_ = false;
   std::optional<at::Tensor> grad_scale_, found_inf_;  // on a device
 };
 

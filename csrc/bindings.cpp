@@ -10,6 +10,8 @@
 #include "cpu/parallel.h"
 #include "cuda/engine.h"
 #include "cuda/host_run.h"
+#include "decide.h"
+#include "finish.h"
 #include "gather.h"
 #include "launch.h"
 #include "lookup.h"
@@ -26,18 +28,23 @@ namespace {
 constexpr int64_t kReleaseGilElements = 1 << 22;
 constexpr int64_t kReleaseGilElementsPerTensor = 1 << 14;
 
-/// Owns the tensors of a step while other Python threads may drop their references to them.
+/// Owns what a step borrows while other Python threads may drop their references to it.
 class KeepAlive {
  public:
   explicit KeepAlive(const Gathered& gathered) {
     for (const auto* tensors : {&gathered.written, &gathered.read})
       for (c10::TensorImpl* tensor : *tensors)
-        owned_.push_back(
+        tensors_.push_back(
             c10::intrusive_ptr<c10::TensorImpl>::unsafe_reclaim_from_nonowning(tensor));
+    for (const NewState& created : gathered.new_states) {
+      objects_.push_back(py::reinterpret_borrow<py::object>(created.param));
+      objects_.push_back(py::reinterpret_borrow<py::object>(created.existing));
+    }
   }
 
  private:
-  std::vector<c10::intrusive_ptr<c10::TensorImpl>> owned_;
+  std::vector<c10::intrusive_ptr<c10::TensorImpl>> tensors_;
+  std::vector<py::object> objects_;
 };
 
 /// Launches on a GPU don't take the host long enough.
@@ -51,23 +58,35 @@ bool is_worth_releasing_gil(const TensorTable& table) {
   return elements >= kReleaseGilElements && elements >= kReleaseGilElementsPerTensor * tensors;
 }
 
+void step_gathered(Gathered& gathered, const Amp& amp, StepOptions& options, PyObject* state) {
+  prepare(gathered.table);
+  std::optional<KeepAlive> keep_alive;
+  if (is_worth_releasing_gil(gathered.table)) keep_alive.emplace(gathered);
+  const auto without_gil = [&](auto work) {
+    std::optional<py::gil_scoped_release> no_gil;
+    if (keep_alive) no_gil.emplace();
+    return work();
+  };
+  if (!without_gil([&] { return decide(gathered, amp, options); })) {
+    finish_skipped(gathered);
+    return;
+  }
+  commit(gathered, state);
+  without_gil([&] { launch(gathered.table); });
+  finish(gathered);
+}
+
+/// None, or why torch's own step has to do it.
 py::object step(int rule, const py::object& param_groups, const py::object& state,
-                const py::object& grad_scale, const py::object& found_inf) {
+                const py::object& grad_scale, const py::object& found_inf, StepOptions* asked) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+  StepOptions none;
+  StepOptions& options = asked == nullptr ? none : *asked;
   try {
     Amp amp(grad_scale.ptr(), found_inf.ptr());
-    Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), amp);
-    prepare(gathered.table);
-    commit(gathered, state.ptr());
-    if (is_worth_releasing_gil(gathered.table)) {
-      const KeepAlive keep_alive(gathered);
-      const py::gil_scoped_release no_gil;
-      launch(gathered.table);
-    } else {
-      launch(gathered.table);
-    }
-    return py::none();
-  } catch (const Overflow&) {
+    if (amp.has_overflowed() && !options.any()) return py::none();
+    Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), amp, options);
+    step_gathered(gathered, amp, options, state.ptr());
     return py::none();
   } catch (const NotFused& reason) {
     return py::str(reason.what());
@@ -79,34 +98,49 @@ py::object step(int rule, const py::object& param_groups, const py::object& stat
 /// Steps through the CUDA kernels' body on the host, with AMP's tensors, float32 step counters and
 /// scalar states read and advanced by the kernels, as on a device. Returns the number of launches.
 int step_on_host(int rule, const py::object& param_groups, const py::object& state,
-                 const py::object& grad_scale, const py::object& found_inf, uint32_t blocks,
-                 uint32_t threads) {
+                 const py::object& grad_scale, const py::object& found_inf, StepOptions* asked,
+                 uint32_t blocks, uint32_t threads) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
   const auto address = [](const py::object& tensor) {
     return tensor.is_none() ? nullptr : THPVariable_Unpack(tensor.ptr()).const_data_ptr<float>();
   };
-  const AmpPointers pointers{address(grad_scale), address(found_inf)};
+  StepOptions options = asked == nullptr ? StepOptions() : *asked;
+  DeviceInputs inputs{address(grad_scale), address(found_inf)};
   Amp amp(Py_None, Py_None);
-  Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), amp);
+  Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), amp, options);
   for (const HostStep& step : gathered.steps)
     if (step.dtype == DType::Float32)
       gathered.table.entries[step.entry].device_step = static_cast<float*>(step.data);
   std::erase_if(gathered.steps, [](const HostStep& s) { return s.dtype == DType::Float32; });
   for (ScalarStates& states : gathered.table.scalar_states) states.on_device = true;
+  Decision decision;
+  if (options.needs_norm()) {
+    Conclusion conclusion = conclusion_from(options);
+    conclusion.decision = &decision;
+    conclusion.grad_scale = inputs.grad_scale;
+    conclusion.found_inf = inputs.found_inf;
+    conclusion.draw(cuda::norm_on_host(gathered.gradients, options.norm_type(), blocks));
+    inputs.decision = &decision;
+  }
   commit(gathered, state.ptr());
   int launches = 0;
   for_each_bucket(gathered.table, [&](const Bucket& bucket) {
-    launches += cuda::run_on_host(bucket, pointers, blocks, threads);
+    launches += cuda::run_on_host(bucket, inputs, blocks, threads);
   });
+  finish(gathered);
   return launches;
+}
+
+/// None where there is none.
+py::object wrap(const at::Tensor& tensor) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
 }
 
 /// The norm of a list of gradients as float64, or why the kernels don't take it.
 py::object grad_norm(const py::object& gradients, double norm_type) {
   try {
     const Gradients read = read_gradients(gradients.ptr());
-    const at::Tensor norm = total_norm(read, read_norm_type(norm_type, gradients.ptr()));
-    return py::reinterpret_steal<py::object>(THPVariable_Wrap(norm));
+    return wrap(total_norm(read, read_norm_type(norm_type, gradients.ptr())).select(0, 0));
   } catch (const NotFused& reason) {
     return py::str(reason.what());
   }
@@ -143,6 +177,16 @@ std::vector<std::string> scalar_states(int rule) {
   return names;
 }
 
+template <at::Tensor StepOptions::* tensor>
+py::object get(const StepOptions& options) {
+  return wrap(options.*tensor);
+}
+
+template <at::Tensor StepOptions::* tensor>
+void set(StepOptions& options, const py::object& value) {
+  options.*tensor = value.is_none() ? at::Tensor() : THPVariable_Unpack(value.ptr());
+}
+
 void choose_isa_from_environment() {
   const char* name = std::getenv("FUSED_OPTIM_ISA");
   if (name != nullptr && *name != '\0') cpu::set_isa(name);
@@ -157,10 +201,20 @@ PYBIND11_MODULE(_C, m) {
     throw py::import_error(error.what());
   }
   initialize_lookup(py::module_::import("torch.nn").attr("Parameter").ptr());
+  py::class_<StepOptions>(m, "StepOptions")
+      .def(py::init<>())
+      .def_readwrite("max_grad_norm", &StepOptions::max_grad_norm)
+      .def_readwrite("skip_nonfinite", &StepOptions::skip_nonfinite)
+      .def_readwrite("zero_grads", &StepOptions::zero_grads)
+      .def_readwrite("ema_decay", &StepOptions::ema_decay)
+      .def_property("grad_norm", get<&StepOptions::grad_norm>, set<&StepOptions::grad_norm>)
+      .def_property("skipped_steps", get<&StepOptions::skipped_steps>,
+                    set<&StepOptions::skipped_steps>);
   m.def("step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
-        py::arg("grad_scale"), py::arg("found_inf"));
+        py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"));
   m.def("step_on_host", &step_on_host, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
-        py::arg("grad_scale"), py::arg("found_inf"), py::arg("blocks"), py::arg("threads"));
+        py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"), py::arg("blocks"),
+        py::arg("threads"));
   m.def("grad_norm", &grad_norm, py::arg("gradients"), py::arg("norm_type"));
   m.def("clip_grads", &clip_grads, py::arg("gradients"), py::arg("norm"), py::arg("max_norm"));
   m.def("clip_on_host", &clip_on_host, py::arg("gradients"), py::arg("norm_type"),

@@ -15,10 +15,14 @@ bool is_device_number(PyObject* value) {
          lies_within_storage(*tensor.unsafeGetTensorImpl());
 }
 
+at::Device torch_device(Device device) {
+  if (device.kind == DeviceKind::CPU) return at::kCPU;
+  return {at::kCUDA, device.index};
+}
+
 at::Tensor to_device(const at::Tensor& tensor, Device device, at::ScalarType dtype) {
   const bool to_cpu = device.kind == DeviceKind::CPU;
-  const at::Device target = to_cpu ? at::Device(at::kCPU) : at::Device(at::kCUDA, device.index);
-  return tensor.to(target, dtype, /*non_blocking=*/!to_cpu);
+  return tensor.to(torch_device(device), dtype, /*non_blocking=*/!to_cpu);
 }
 
 }  // namespace fused_optim

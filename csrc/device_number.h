@@ -11,6 +11,8 @@ namespace fused_optim {
 /// Whether it is a plain one-element CUDA tensor of a float dtype that takes no part in autograd.
 bool is_device_number(PyObject* value);
 
+at::Device torch_device(Device device);
+
 /// The tensor itself, or where device or dtype differ a copy; the host waits only for one to a CPU.
 at::Tensor to_device(const at::Tensor& tensor, Device device, at::ScalarType dtype);
 

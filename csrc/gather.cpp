@@ -5,10 +5,9 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include "cuda/engine.h"
+#include "entry_builder.h"
+#include "gather_options.h"
 #include "layout.h"
-#include "lookup.h"
-#include "overlap.h"
 #include "python_dict.h"
 #include "rules/registry.h"
 #include "rules/scalar_states.h"
@@ -20,27 +19,34 @@ namespace {
 
 class Gatherer {
  public:
-  Gatherer(int rule, PyObject* param_groups, PyObject* state, Amp& amp)
+  Gatherer(int rule, PyObject* param_groups, PyObject* state, Amp& amp, const StepOptions& options)
       : spec_(kRules[rule]),
         keys_(keys_of(rule)),
         groups_(param_groups),
         state_(state),
         amp_(amp),
-        overlap_(count_params() * (kFirstState + 1 + spec_.num_scalar_states + spec_.num_states)) {
+        options_(options),
+        builder_(spec_.name,
+                 count_params() * (kFirstState + 2 + spec_.num_scalar_states + spec_.num_states)),
+        result_(builder_.result),
+        where_(builder_.where) {
     result_.table.rule = rule;
+    result_.table.zero_grads = options.zero_grads;
+    if (options.ema_decay) result_.table.ema_weight = 1.0 - *options.ema_decay;
   }
 
   Gathered run() {
     const size_t params = count_params();
     result_.table.entries.reserve(params);
-    result_.written.reserve(params * (2 + spec_.num_states + spec_.num_scalar_states));
+    result_.written.reserve(params * (3 + spec_.num_states + spec_.num_scalar_states));
     result_.read.reserve(params);
     if (spec_.has_step) result_.steps.reserve(params);
     if (spec_.num_scalar_states > 0) result_.table.scalar_states.reserve(params);
     for (where_.group = 0; where_.group < PyList_GET_SIZE(groups_); ++where_.group)
       add_group(PyList_GET_ITEM(groups_, where_.group));
-    finish_amp();
-    if (overlap_.found(result_.table)) throw NotFused("tensors of this step overlap in memory");
+    if (result_.host_decides) amp_.read_on_host();
+    amp_.apply(result_.table, result_.owned);
+    if (builder_.has_overlap()) throw NotFused("tensors of this step overlap in memory");
     return std::move(result_);
   }
 
@@ -68,12 +74,16 @@ class Gatherer {
     group_rows_.clear();
     variant_ = read_variant(group, keys_.hyperparameters, spec_);
     const Py_ssize_t size = PyList_GET_SIZE(params);
+    const Lookup lookup{spec_, keys_, state_, options_.ema_decay.has_value()};
     for (Py_ssize_t first = 0; first < size; first += kBatch) {
-      find_batch(spec_, keys_, state_, variant_, PySequence_Fast_ITEMS(params) + first, first,
+      find_batch(lookup, variant_, PySequence_Fast_ITEMS(params) + first, first,
                  std::min(kBatch, size - first), found_);
       for (const FoundParam& found : found_) {
         where_.index = found.index;
-        add_param(found);
+        if (found.grad != nullptr)
+          add_param(found);
+        else
+          add_idle(builder_, found);
       }
     }
   }
@@ -95,38 +105,18 @@ class Gatherer {
     TensorEntry entry{};
     entry.dtype = dtype_of(param);
     entry.device = device_of(param);
-    if (entry.device.kind == DeviceKind::CPU) amp_.read_on_host();
+    if (entry.device.kind == DeviceKind::CPU) result_.host_decides = true;
     entry.variant = static_cast<uint8_t>(variant_);
     entry.row = row_for(entry.device);
     entry.strided = -1;
     entry.numel = real_numel(param);
-    add_operand(entry, param, param, kParam, "param");
+    builder_.add_operand(entry, param, param, kParam, "param");
     if (grad.is_sparse()) throw NotFused("a gradient is sparse");
     check_operand(where_, param, grad, kGradName);
-    add_operand(entry, param, grad, kGrad, kGradName);
+    add_grad(builder_, entry, found, options_);
     add_state(entry, found);
+    if (options_.ema_decay) add_average(builder_, entry, found, state_);
     result_.table.entries.push_back(entry);
-  }
-
-  /// The tensor's first element, all of its elements checked to lie within its storage.
-  void* locate(const c10::TensorImpl& tensor, const char* name) {
-    check_storage(where_, tensor, name);
-    if (tensor.numel() == 0) return nullptr;
-    overlap_.add(tensor.unsafe_storage().data());
-    return first_element(tensor);
-  }
-
-  void add_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
-                   int operand, const char* name) {
-    entry.operands[operand] = locate(tensor, name);
-    (operand == kGrad ? result_.read : result_.written)
-        .push_back(const_cast<c10::TensorImpl*>(&tensor));
-    if (operand == kParam || same_layout(param, tensor)) return;
-    if (entry.strided < 0) {
-      entry.strided = static_cast<int32_t>(result_.table.strided.size());
-      result_.table.strided.push_back(layout_of(param));
-    }
-    add_strided(result_.table.strided[entry.strided], param, operand, tensor);
   }
 
   void add_state(TensorEntry& entry, const FoundParam& found) {
@@ -134,22 +124,19 @@ class Gatherer {
     // torch creates all state at once where it keeps a step, else each buffer when it's missing.
     const bool all_new = found.state == nullptr || PyDict_GET_SIZE(found.state) == 0;
     const size_t num_new = result_.new_states.size();
-    if (spec_.has_step) add_step(entry, found, all_new, num_new);
-    if (spec_.num_scalar_states > 0) add_scalar_states(entry, found, all_new, num_new);
+    if (spec_.has_step) add_step(entry, found, all_new);
+    if (spec_.num_scalar_states > 0) add_scalar_states(entry, found, all_new);
     for (int i = 0; i < spec_.num_states; ++i) {
       if (!has_state(variant_, i)) continue;
       const char* name = spec_.states[i].name;
       if (found.values[i] != nullptr && found.values[i] != Py_None) {
-        const c10::TensorImpl& state =
-            *state_tensor(where_, found.values[i], name).unsafeGetTensorImpl();
-        check_operand(where_, param, state, name);
-        add_operand(entry, param, state, kFirstState + i, name);
+        builder_.add_state(entry, found, found.values[i], kFirstState + i, name);
       } else if (all_new || !spec_.has_step) {
-        at::Tensor& state = new_state(entry, found, num_new, name).add(keys_.states[i]);
+        at::Tensor& state = builder_.new_state(entry, found, name).add(keys_.states[i]);
         state = at::full_like(found.tensor->detach(), first_value(param, spec_.states[i]), {}, {},
                               {}, {}, at::MemoryFormat::Preserve);
         check_operand(where_, param, *state.unsafeGetTensorImpl(), name);
-        add_operand(entry, param, *state.unsafeGetTensorImpl(), kFirstState + i, name);
+        builder_.add_operand(entry, param, *state.unsafeGetTensorImpl(), kFirstState + i, name);
       } else {
         where_.fail(name, "is missing from the state");
       }
@@ -157,7 +144,7 @@ class Gatherer {
     if (spec_.has_step) return;
     const bool is_first = result_.new_states.size() > num_new;
     entry.step = is_first ? 1 : 2;
-    if (is_first && first_step_differs(entry)) amp_.read_on_host();
+    if (is_first && first_step_differs(entry)) result_.host_decides = true;
   }
 
   /// The current group's value of a hyperparameter, read on the host wherever it is.
@@ -175,43 +162,21 @@ class Gatherer {
   /// Whether a first step that the kernel skips unknown to the host would leave a state of zeros
   /// that the next step takes for a second step's. Then the host has to know.
   bool first_step_differs(const TensorEntry& entry) const {
-    if (!amp_.found_inf_is_on_device() || spec_.first_step_differs_with == nullptr) return false;
+    if (spec_.first_step_differs_with == nullptr) return false;
     const HyperparameterRow& row = result_.table.rows[entry.row];
     const int index = hyperparameter_index(spec_, spec_.first_step_differs_with);
     return row.values[index] != 0 || row.addresses[index] != nullptr;
   }
 
-  /// The parameter's entry in the list of new states, made where it has none yet.
-  NewState& new_state(const TensorEntry& entry, const FoundParam& found, size_t num_before,
-                      const char* name) {
-    if (entry.device.kind == DeviceKind::CUDA && cuda::is_capturing(entry.device))
-      where_.fail(name,
-                  "has to be created, but a CUDA graph is being captured and each replay would "
-                  "create it anew: call step() once before the capture");
-    if (result_.new_states.size() == num_before) {
-      result_.new_states.emplace_back();
-      result_.new_states.back().param = found.object;
-      result_.new_states.back().existing = found.state;
-    }
-    return result_.new_states.back();
-  }
-
-  /// Checks a scalar's memory and notes it as written.
-  void* add_scalar(const at::Tensor& scalar, const char* name) {
-    c10::TensorImpl* tensor = scalar.unsafeGetTensorImpl();
-    result_.written.push_back(tensor);
-    return locate(*tensor, name);
-  }
-
-  void add_step(TensorEntry& entry, const FoundParam& found, bool all_new, size_t num_new) {
+  void add_step(TensorEntry& entry, const FoundParam& found, bool all_new) {
     const at::Tensor* step = all_new ? nullptr : &existing_step(where_, found.step);
     if (step == nullptr || !step_fits(*step, entry.device)) {
       if (step != nullptr) check_storage(where_, *step->unsafeGetTensorImpl(), "step");
-      at::Tensor& created = new_state(entry, found, num_new, "step").add(step_key());
+      at::Tensor& created = builder_.new_state(entry, found, "step").add(step_key());
       created = step == nullptr ? new_step(entry.device) : moved_step(where_, *step, entry.device);
       step = &created;
     }
-    void* data = add_scalar(*step, "step");
+    void* data = builder_.add_scalar(*step, "step");
     if (entry.device.kind == DeviceKind::CUDA) {
       entry.device_step = static_cast<float*>(data);
       return;
@@ -221,8 +186,7 @@ class Gatherer {
     result_.steps.push_back({data, dtype, static_cast<int64_t>(result_.table.entries.size())});
   }
 
-  void add_scalar_states(TensorEntry& entry, const FoundParam& found, bool all_new,
-                         size_t num_new) {
+  void add_scalar_states(TensorEntry& entry, const FoundParam& found, bool all_new) {
     ScalarStates& states = result_.table.scalar_states.emplace_back();
     states.on_device = entry.device.kind == DeviceKind::CUDA;
     for (int i = 0; i < spec_.num_scalar_states; ++i) {
@@ -231,7 +195,7 @@ class Gatherer {
           all_new ? nullptr : &existing_scalar_state(where_, found.scalar_states[i], name);
       if (scalar == nullptr || !scalar_fits(*scalar, entry.device)) {
         if (scalar != nullptr) check_storage(where_, *scalar->unsafeGetTensorImpl(), name);
-        at::Tensor& created = new_state(entry, found, num_new, name).add(keys_.scalar_states[i]);
+        at::Tensor& created = builder_.new_state(entry, found, name).add(keys_.scalar_states[i]);
         const double first = begins_as == nullptr ? begins_at : value_of(begins_as);
         created = scalar == nullptr ? new_scalar(entry.device, first)
                                     : moved_scalar(*scalar, entry.device);
@@ -241,22 +205,8 @@ class Gatherer {
       if (i > 0 && dtype != states.dtype)
         throw NotFused(std::string(name) + " is of another dtype than the state's other scalars");
       states.dtype = dtype;
-      states.data[i] = add_scalar(*scalar, name);
+      states.data[i] = builder_.add_scalar(*scalar, name);
       if (!states.on_device) states.values.before[i] = load_scalar(states.data[i], dtype);
-    }
-  }
-
-  /// What the host knows of AMP's tensors goes into the rows, the rest to the kernels.
-  void finish_amp() {
-    TensorTable& table = result_.table;
-    for (HyperparameterRow& row : table.rows) row.grad_multiplier *= amp_.grad_multiplier();
-    if (!amp_.is_on_device()) return;
-    for (const TensorEntry& entry : table.entries) {
-      const auto index = static_cast<size_t>(entry.device.index);
-      if (index >= table.amp.size()) table.amp.resize(index + 1);
-      AmpPointers& amp = table.amp[index];
-      if (amp.found_inf == nullptr && amp.grad_scale == nullptr)
-        amp = amp_.pointers(entry.device, result_.owned);
     }
   }
 
@@ -265,10 +215,11 @@ class Gatherer {
   PyObject* groups_;
   PyObject* state_;
   Amp& amp_;
-  OverlapCheck overlap_;
-  Gathered result_;
+  const StepOptions& options_;
+  EntryBuilder builder_;
+  Gathered& result_;
+  Where& where_;
   std::vector<FoundParam> found_;
-  Where where_{spec_.name, 0, 0};
   // Of the current group:
   PyObject* group_ = nullptr;
   Variant variant_ = 0;
@@ -277,12 +228,13 @@ class Gatherer {
 
 }  // namespace
 
-Gathered gather(int rule, PyObject* param_groups, PyObject* state, Amp& amp) {
+Gathered gather(int rule, PyObject* param_groups, PyObject* state, Amp& amp,
+                const StepOptions& options) {
   const at::NoGradGuard no_grad;
   // Such a mode (FakeTensorMode, tracers, counters) means to see the operations.
   if (c10::impl::TorchDispatchModeTLS::any_modes_set())
     throw NotFused("a TorchDispatchMode is active");
-  return Gatherer(rule, param_groups, state, amp).run();
+  return Gatherer(rule, param_groups, state, amp, options).run();
 }
 
 }  // namespace fused_optim

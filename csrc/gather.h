@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "amp.h"
+#include "norm/gradients.h"
+#include "step_options.h"
 #include "table.h"
 
 namespace fused_optim {
@@ -24,8 +26,8 @@ struct NewState {
   PyObject* param;     // borrowed
   PyObject* existing;  // borrowed: the parameter's state dict where there is one, else nullptr
   int num_tensors = 0;
-  PyObject* keys[1 + kMaxScalarStates + kMaxStates];  // borrowed, interned; in torch's order
-  at::Tensor tensors[1 + kMaxScalarStates + kMaxStates];
+  PyObject* keys[2 + kMaxScalarStates + kMaxStates];  // borrowed, interned; in torch's order
+  at::Tensor tensors[2 + kMaxScalarStates + kMaxStates];
 
   at::Tensor& add(PyObject* key) {
     keys[num_tensors] = key;
@@ -40,6 +42,11 @@ struct HostStep {
   int64_t entry;
 };
 
+/// A parameter whose average no kernel updates.
+struct Averaged {
+  at::Tensor average, param;
+};
+
 /// Everything that one step will do, nothing of it done yet.
 struct Gathered {
   TensorTable table;
@@ -47,13 +54,19 @@ struct Gathered {
   std::vector<HostStep> steps;
   std::vector<c10::TensorImpl*> written;  // borrowed: parameters and states, for their versions
   std::vector<c10::TensorImpl*> read;     // borrowed: gradients
-  std::vector<at::Tensor> owned;          // copies of numbers that kernels read on their device
+  std::vector<at::Tensor> owned;          // copies that kernels read
+  Gradients gradients;                    // for the norm, where the step needs one
+  std::vector<at::Tensor> copied_grads;   // not dense, so the step reads and zeroes a copy
+  std::vector<Averaged> begun;            // the optimizer's first averages: become the parameters
+  std::vector<Averaged> idle;             // of parameters without a gradient
+  bool host_decides = false;              // whether the step is skipped: a kernel can't
 };
 
 /// Reads and checks, changing nothing.
 /// Throws NotFused, or std::runtime_error that names group, parameter and tensor for bad input,
-/// or Overflow, or leaves a Python error set and throws PythonError.
-Gathered gather(int rule, PyObject* param_groups, PyObject* state, Amp& amp);
+/// or leaves a Python error set and throws PythonError.
+Gathered gather(int rule, PyObject* param_groups, PyObject* state, Amp& amp,
+                const StepOptions& options);
 
 /// Makes the step visible: new state goes into `state`, steps advance, versions are bumped.
 void commit(Gathered& gathered, PyObject* state);

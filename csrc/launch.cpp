@@ -7,7 +7,8 @@ namespace fused_optim {
 namespace {
 
 bool same_bucket(const TensorEntry& a, const TensorEntry& b) {
-  return a.dtype == b.dtype && a.variant == b.variant && a.device == b.device;
+  return a.dtype == b.dtype && a.variant == b.variant && a.device == b.device &&
+         a.is_averaged() == b.is_averaged();
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// From a TensorTable to kernels: one launch for each (device, dtype, rule variant).
+// From a TensorTable to kernels: one launch for each kind of tensor.
 #pragma once
 
 #include <functional>

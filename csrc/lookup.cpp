@@ -12,6 +12,7 @@ namespace {
 RuleKeys g_rules[kNumRules];
 PyObject* g_params_key;
 PyObject* g_step_key;
+PyObject* g_average_key;
 PyTypeObject* g_parameter_type;
 
 template <class T>
@@ -29,23 +30,25 @@ PyObject* find_state(PyObject* states, PyObject* param) {
   return found;
 }
 
-void find_values(const RuleSpec& rule, const RuleKeys& keys, Variant variant, FoundParam& param) {
+void find_values(const Lookup& lookup, Variant variant, FoundParam& param) {
   if (param.state == nullptr || PyDict_GET_SIZE(param.state) == 0) return;
-  for (int i = 0; i < rule.num_states; ++i) {
-    if (!has_state(variant, i)) continue;
-    param.values[i] = get_item(param.state, keys.states[i]);
-    if (param.values[i] != nullptr) __builtin_prefetch(param.values[i]);
-  }
+  const auto find = [&](PyObject* key) {
+    PyObject* value = get_item(param.state, key);
+    if (value != nullptr) __builtin_prefetch(value);
+    return value;
+  };
+  const auto& [rule, keys, states, with_averages] = lookup;
+  if (with_averages) param.average = find(g_average_key);
+  if (param.grad == nullptr) return;
+  for (int i = 0; i < rule.num_states; ++i)
+    if (has_state(variant, i)) param.values[i] = find(keys.states[i]);
   if (!rule.has_step) return;
-  param.step = get_item(param.state, g_step_key);
-  if (param.step != nullptr) __builtin_prefetch(param.step);
-  for (int i = 0; i < rule.num_scalar_states; ++i) {
-    param.scalar_states[i] = get_item(param.state, keys.scalar_states[i]);
-    if (param.scalar_states[i] != nullptr) __builtin_prefetch(param.scalar_states[i]);
-  }
+  param.step = find(g_step_key);
+  for (int i = 0; i < rule.num_scalar_states; ++i)
+    param.scalar_states[i] = find(keys.scalar_states[i]);
 }
 
-/// Calls visit(TensorImpl) for each state, scalar state and step that is a plain tensor.
+/// Calls visit(TensorImpl) for each state, scalar state, step and average that is a plain tensor.
 template <class Visit>
 void for_each_state(const FoundParam& param, Visit visit) {
   const auto visit_if_plain = [&](PyObject* value) {
@@ -55,6 +58,7 @@ void for_each_state(const FoundParam& param, Visit visit) {
   for (PyObject* value : param.values) visit_if_plain(value);
   visit_if_plain(param.step);
   for (PyObject* value : param.scalar_states) visit_if_plain(value);
+  visit_if_plain(param.average);
 }
 
 void prefetch_storage(const c10::TensorImpl& tensor) {
@@ -73,14 +77,16 @@ PyObject* params_key() {
 PyObject* step_key() {
   return g_step_key;
 }
+PyObject* average_key() {
+  return g_average_key;
+}
 
 bool is_plain_type(PyObject* object) {
   return Py_TYPE(object) == g_parameter_type || THPVariable_CheckExact(object);
 }
 
-void find_batch(const RuleSpec& rule, const RuleKeys& keys, PyObject* states, Variant variant,
-                PyObject* const* params, Py_ssize_t first, Py_ssize_t count,
-                std::vector<FoundParam>& found) {
+void find_batch(const Lookup& lookup, Variant variant, PyObject* const* params, Py_ssize_t first,
+                Py_ssize_t count, std::vector<FoundParam>& found) {
   const c10::TensorImpl* tensors[kBatch];
   for (Py_ssize_t i = 0; i < count; ++i) __builtin_prefetch(params[i]);
   for (Py_ssize_t i = 0; i < count; ++i) {
@@ -96,20 +102,21 @@ void find_batch(const RuleSpec& rule, const RuleKeys& keys, PyObject* states, Va
   }
   for (Py_ssize_t i = 0; i < count; ++i) {
     const at::Tensor& grad = tensors[i]->grad();
-    if (!grad.defined()) continue;
-    prefetch(grad.unsafeGetTensorImpl());
+    if (!grad.defined() && !lookup.with_averages) continue;
+    if (grad.defined()) prefetch(grad.unsafeGetTensorImpl());
     FoundParam param{};
     param.object = params[i];
     param.index = first + i;
     param.tensor = &THPVariable_Unpack(params[i]);
-    param.grad = grad.unsafeGetTensorImpl();
-    param.state = find_state(states, params[i]);
+    param.grad = grad.defined() ? grad.unsafeGetTensorImpl() : nullptr;
+    param.state = find_state(lookup.states, params[i]);
     if (param.state != nullptr) __builtin_prefetch(param.state);
     found.push_back(param);
   }
-  for (FoundParam& param : found) find_values(rule, keys, variant, param);
+  for (FoundParam& param : found) find_values(lookup, variant, param);
+  std::erase_if(found, [](const FoundParam& p) { return p.grad == nullptr && p.average == nullptr; });
   for (const FoundParam& param : found) {
-    prefetch_storage(*param.grad);
+    if (param.grad != nullptr) prefetch_storage(*param.grad);
     for_each_state(param, [](const c10::TensorImpl& tensor) { prefetch(&tensor); });
   }
   for (const FoundParam& param : found) for_each_state(param, prefetch_storage);
@@ -120,6 +127,7 @@ void initialize_lookup(PyObject* parameter_type) {
   Py_INCREF(parameter_type);
   g_params_key = PyUnicode_InternFromString("params");
   g_step_key = PyUnicode_InternFromString("step");
+  g_average_key = PyUnicode_InternFromString("ema");
   for (int rule = 0; rule < kNumRules; ++rule) {
     g_rules[rule].hyperparameters = intern_hyperparameters(kRules[rule]);
     for (int i = 0; i < kRules[rule].num_states; ++i)

@@ -35,7 +35,7 @@ std::vector<Interval> intervals_of(const TensorTable& table) {
     for (int operand = 0; operand < kMaxOperands; ++operand) {
       if (entry.operands[operand] == nullptr || entry.numel == 0) continue;
       const int64_t bytes = span_of(table, entry, operand) * item_size(entry.dtype);
-      add(entry.operands[operand], bytes, operand != kGrad);
+      add(entry.operands[operand], bytes, operand != kGrad || table.zero_grads);
     }
   }
   return intervals;

@@ -15,9 +15,7 @@ namespace {
 
 /// On a device it is written by a kernel: the number travels in its arguments.
 at::Tensor filled(at::IntArrayRef shape, double value, Device device, at::ScalarType dtype) {
-  const bool on_cpu = device.kind == DeviceKind::CPU;
-  const at::Device target = on_cpu ? at::Device(at::kCPU) : at::Device(at::kCUDA, device.index);
-  return at::full(shape, value, at::TensorOptions(dtype).device(target));
+  return at::full(shape, value, at::TensorOptions(dtype).device(torch_device(device)));
 }
 
 at::Tensor moved(const at::Tensor& scalar, Device device, at::ScalarType dtype) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "norm/decision.h"
 #include "rules/numeric.h"
 #include "rules/rule.h"
 
@@ -23,20 +24,23 @@ struct HyperparameterRow {
   double values[kMaxHyperparameters];
   const void* addresses[kMaxHyperparameters];  // of values on the device, else nullptr
   uint32_t are_doubles;                        // a bit for each address: double, else float
-  double grad_multiplier;                      // maximize's sign over AMP's scale on the host
+  double grad_multiplier;                      // all of it that the host knows: maximize's sign,
+                                               // 1 over AMP's scale, the clip coefficient
 };
 
-/// AMP's two tensors where they are on the device: read by the kernel, or nullptr.
-struct AmpPointers {
-  const float* grad_scale = nullptr;
-  const float* found_inf = nullptr;
+/// What the host doesn't know because it is on the device, where kernels read it; else nullptr.
+struct DeviceInputs {
+  const float* grad_scale = nullptr;  // AMP's
+  const float* found_inf = nullptr;   // likewise
+  const Decision* decision = nullptr;
 };
 
-/// Operands of a tensor: 0 the parameter, 1 the gradient, then the states.
+/// Operands of a tensor: 0 the parameter, 1 the gradient, then the states, then the average.
 constexpr int kParam = 0;
 constexpr int kGrad = 1;
 constexpr int kFirstState = 2;
-constexpr int kMaxOperands = kFirstState + kMaxStates;
+constexpr int kAverage = kFirstState + kMaxStates;
+constexpr int kMaxOperands = kAverage + 1;
 
 /// How operands whose strides differ from the parameter's are reached: the parameter's memory
 /// order as a multi-index over `sizes`, outermost first, and each such operand's strides in it.
@@ -65,6 +69,8 @@ struct TensorEntry {
   Device device;
   DType dtype;
   uint8_t variant;
+
+  bool is_averaged() const { return operands[kAverage] != nullptr; }
 };
 
 struct TensorTable {
@@ -73,7 +79,14 @@ struct TensorTable {
   std::vector<StridedLayout> strided;
   std::vector<TensorEntry> entries;
   std::vector<ScalarStates> scalar_states;  // one for each entry, or none: the rule has none
-  std::vector<AmpPointers> amp;  // by index of CUDA device, for those that entries are on
+  std::vector<DeviceInputs> inputs;  // by index of CUDA device, for those that entries are on
+  bool zero_grads = false;           // the pass that reads gradients writes zero to them
+  double ema_weight = 0.0;           // of the new parameter in its average
+
+  DeviceInputs inputs_of(Device device) const {
+    const auto index = static_cast<size_t>(device.index);
+    return index < inputs.size() ? inputs[index] : DeviceInputs();
+  }
 
   /// nullptr where the rule has none.
   const ScalarStates* scalar_states_of(const TensorEntry& entry) const {
@@ -91,7 +104,7 @@ struct TensorTable {
   }
 };
 
-/// Tensors that one launch serves: same device, dtype and rule variant.
+/// Tensors that one launch serves: same device, dtype, rule variant, and all averaged or none.
 struct Bucket {
   const TensorTable* table;
   const TensorEntry* const* entries;

@@ -2,12 +2,22 @@ from typing import Any
 
 import torch
 
+class StepOptions:
+    max_grad_norm: float | None
+    skip_nonfinite: bool
+    zero_grads: bool
+    ema_decay: float | None
+    grad_norm: torch.Tensor | None
+    skipped_steps: torch.Tensor | None
+    def __init__(self) -> None: ...
+
 def step(
     rule: int,
     param_groups: list[dict[str, Any]],
     state: dict[Any, Any],
     grad_scale: torch.Tensor | float | None,
     found_inf: torch.Tensor | float | None,
+    options: StepOptions | None,
 ) -> str | None: ...
 def step_on_host(
     rule: int,
@@ -15,6 +25,7 @@ def step_on_host(
     state: dict[Any, Any],
     grad_scale: torch.Tensor | None,
     found_inf: torch.Tensor | None,
+    options: StepOptions | None,
     blocks: int,
     threads: int,
 ) -> int: ...

@@ -4,17 +4,21 @@ The names of ``torch.optim.optimizer`` can be imported from here as well.
 """
 
 import contextlib
+import inspect
 import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import *  # noqa: F403
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fused_optim import _C
 from fused_optim._extension import RULES
+from fused_optim.step_options import StepOption, at_least_0, between_0_and_1, yes_or_no
+from fused_optim.torch_step import torch_step
 
 __all__ = ["FusedOptimizer", "Optimizer", "ParamsT"]
 
@@ -37,8 +41,16 @@ def _unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
+@torch.no_grad()
+def _exchange(a: Tensor, b: Tensor) -> None:
+    """Swaps two tensors' values."""
+    saved = a.clone()
+    a.copy_(b)
+    b.copy_(saved)
+
+
 class FusedOptimizer(_Base):
-    """Mixin: one fused pass over memory for all parameters of all groups.
+    r"""Mixin: one fused pass over memory for all parameters of all groups.
 
     A fused optimizer is ``class Adam(FusedOptimizer, torch.optim.Adam, rule="Adam")``. The torch
     class brings signature, checks, defaults and checkpoints; the mixin brings :meth:`step`.
@@ -47,6 +59,33 @@ class FusedOptimizer(_Base):
     any dense layout. What they don't take (sparse gradients, tensor subclasses, parameters that
     are not dense in memory, ``differentiable=True``) goes through the torch class's own step,
     as does all of an optimizer constructed with ``fused=False`` or ``foreach=True``.
+
+    Each fused optimizer takes four keyword arguments beyond its torch class's. They combine with
+    each other, with AMP and with CUDA graphs, hold for all groups and devices, and are attributes
+    that may be changed between steps. They are not in ``param_groups``: checkpoints stay torch's.
+
+    Args:
+        max_grad_norm (float, at least 0): clips the gradients by their 2-norm over all groups,
+
+            .. math:: g_t \leftarrow g_t \cdot \min\big(1, \; c / (\lVert g_t \rVert + 10^{-6})\big)
+
+            as :func:`torch.nn.utils.clip_grad_norm_` does, but on their way into the update: the
+            ``grad`` tensors are left as they are. With AMP it is the unscaled gradients' norm
+            (default: None, no clipping). :attr:`grad_norm` is the norm before clipping.
+        skip_nonfinite (bool): a step whose gradients hold an Inf or a NaN changes nothing, decided
+            where the gradients are. :attr:`skipped_steps` counts them.
+        zero_grads (bool): gradients are zeroed by the pass that reads them, in place, as
+            ``zero_grad(set_to_none=False)`` would after the step; also if the step is skipped.
+        ema_decay (float in [0, 1]): keeps an average of each parameter in ``state[p]["ema"]``,
+
+            .. math:: \bar\theta_t \leftarrow d \, \bar\theta_{t-1} + (1 - d) \, \theta_t
+
+            of its shape and dtype, which begins as the parameter after the first step: equal to
+            :class:`torch.optim.swa_utils.AveragedModel` with ``get_ema_multi_avg_fn(d)``, updated
+            after each step that is not skipped (default: None). See :meth:`ema_parameters`.
+
+    Raises:
+        ValueError: for arguments out of range or NaN.
     """
 
     #: GradScaler then leaves the gradients as they are and passes scale and overflow to step().
@@ -56,6 +95,33 @@ class FusedOptimizer(_Base):
     _torch_step: ClassVar[Callable[..., Any]]
     #: Why the last step was torch's own, None if it ran on the kernels.
     _fallback_reason: str | None = None
+    #: The four below and what steps found; None where none of them was ever asked for.
+    _step_options: _C.StepOptions | None = None
+    _averages_are_in: bool = False
+
+    max_grad_norm = StepOption(at_least_0)
+    skip_nonfinite = StepOption(yes_or_no)
+    zero_grads = StepOption(yes_or_no)
+    ema_decay = StepOption(between_0_and_1)
+
+    def __init__(
+        self,
+        *args: Any,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+        ema_decay: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if max_grad_norm is not None:
+            self.max_grad_norm = max_grad_norm
+        if skip_nonfinite is not False:
+            self.skip_nonfinite = skip_nonfinite
+        if zero_grads is not False:
+            self.zero_grads = zero_grads
+        if ema_decay is not None:
+            self.ema_decay = ema_decay
 
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -68,7 +134,38 @@ class FusedOptimizer(_Base):
         )
         cls._rule = RULES[rule]
         cls._torch_step = staticmethod(_unhooked(torch_class.step))
+        cls._take_signature_of(torch_class)
         FUSED_CLASSES[torch_class] = cls
+
+    @classmethod
+    def _take_signature_of(cls, torch_class: type[Optimizer]) -> None:
+        """Gives the class a constructor that shows torch's arguments, and then the four."""
+
+        def __init__(self: FusedOptimizer, *args: Any, **kwargs: Any) -> None:
+            FusedOptimizer.__init__(self, *args, **kwargs)
+
+        own = inspect.signature(FusedOptimizer.__init__).parameters.values()
+        torchs = inspect.signature(torch_class.__init__)
+        parameters = [
+            *torchs.parameters.values(),
+            *(parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY),
+        ]
+        __init__.__signature__ = torchs.replace(parameters=parameters)  # type: ignore[attr-defined]
+        __init__.__qualname__ = f"{cls.__name__}.__init__"
+        cls.__init__ = __init__  # type: ignore[method-assign]
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """With ``max_grad_norm``: the norm of the last step's gradients before clipping, float64 of
+        no dimensions on the first gradient's device. None before the first step."""
+        return None if self._step_options is None else self._step_options.grad_norm
+
+    @property
+    def skipped_steps(self) -> Tensor:
+        """How many steps ``skip_nonfinite`` has skipped, and AMP beside it: int64 of no dimensions
+        on the first gradient's device."""
+        counted = None if self._step_options is None else self._step_options.skipped_steps
+        return torch.zeros((), dtype=torch.int64) if counted is None else counted
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs a single optimization step.
@@ -83,8 +180,15 @@ class FusedOptimizer(_Base):
             RuntimeError: if a gradient or state tensor does not fit its parameter. The message
                 names group, parameter and tensor; parameters and state are left as they were.
         """
-        if torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
+            return self._step(closure)
+        if self._step_options is None:
             return self._torch_step(self, closure)
+        return self._untraced_step(closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        if self._averages_are_in:
+            raise RuntimeError("step() inside ema_parameters(): the averages would be trained")
         defaults = self.defaults
         if "capturable" in defaults and torch.cuda.is_initialized():
             # CUDA graphs are for optimizers whose groups say capturable=True: torch's own check.
@@ -100,8 +204,7 @@ class FusedOptimizer(_Base):
             or defaults.get("differentiable")
         ):
             self._fallback_reason = "foreach=True, fused=False or differentiable=True was asked for"
-            with self._amp_for_torch():
-                self._torch_step(self)
+            torch_step(self, default_implementation=False)
             return loss
         reason = _C.step(
             self._rule,
@@ -109,14 +212,70 @@ class FusedOptimizer(_Base):
             self.state,
             getattr(self, "grad_scale", None),
             getattr(self, "found_inf", None),
+            self._step_options,
         )
         if reason != self._fallback_reason:
             self._fallback_reason = reason
             _log.debug("%s steps with %s", type(self).__name__, reason or "the fused kernels")
         if reason is not None:
-            with self._amp_for_torch(), self._default_implementation():
-                self._torch_step(self)
+            torch_step(self, default_implementation=True)
         return loss
+
+    @torch._disable_dynamo
+    def _untraced_step(self, closure: Callable[[], Any] | None) -> Any:
+        return self._step(closure)
+
+    @contextlib.contextmanager
+    def ema_parameters(self) -> Iterator[None]:
+        """Inside, the parameters hold their averages, for evaluation; afterwards, also after an
+        exception, their own values again.
+
+        Values are exchanged in place, a tensor at a time, so that views, graphs and other modules
+        see them: meanwhile ``state[p]["ema"]`` holds the parameter's value. Parameters that have
+        not been stepped yet are their own averages.
+
+        Raises:
+            RuntimeError: if there are no averages and ``ema_decay`` asks for none, if an average
+                does not fit its parameter, or inside another such context.
+        """
+        if self._averages_are_in:
+            raise RuntimeError("ema_parameters() inside ema_parameters()")
+        params = dict.fromkeys(p for group in self.param_groups for p in group["params"])
+        pairs = [(p, self.state[p]["ema"]) for p in params if "ema" in self.state.get(p, {})]
+        if not pairs and self.ema_decay is None:
+            raise RuntimeError("ema_parameters(): the optimizer was not given an ema_decay")
+        for p, average in pairs:
+            if (average.shape, average.dtype) != (p.shape, p.dtype):
+                raise RuntimeError(
+                    f"ema_parameters(): 'ema' is {average.dtype} of shape {list(average.shape)}, "
+                    f"its parameter {p.dtype} of shape {list(p.shape)}. Nothing was changed."
+                )
+        exchanged = []
+        self._averages_are_in = True
+        try:
+            for pair in pairs:
+                _exchange(*pair)
+                exchanged.append(pair)
+            yield
+        finally:
+            for pair in exchanged:
+                _exchange(*pair)
+            self._averages_are_in = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        if self._step_options is not None:
+            names = (name for name in dir(_C.StepOptions) if not name.startswith("_"))
+            state["_step_options"] = {name: getattr(self._step_options, name) for name in names}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options = state.get("_step_options")
+        super().__setstate__({k: v for k, v in state.items() if k != "_step_options"})
+        if options is not None:
+            self._step_options = _C.StepOptions()
+            for name, value in options.items():
+                setattr(self._step_options, name, value)
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -143,41 +302,3 @@ class FusedOptimizer(_Base):
                 continue
             if torch.equal(saved.to(loaded), loaded):  # not replaced by a hook
                 self.state[param][name] = saved.to(loaded.device, copy=True)
-
-    @contextlib.contextmanager
-    def _default_implementation(self) -> Iterator[None]:
-        """Lets torch choose its implementation: its fused kernels check no layouts."""
-        flags = [
-            (group, name, group[name])
-            for group in self.param_groups
-            for name in ("foreach", "fused")
-            if name in group
-        ]
-        try:
-            for group, name, _ in flags:
-                group[name] = None
-            yield
-        finally:
-            for group, name, value in flags:
-                group[name] = value
-
-    @contextlib.contextmanager
-    def _amp_for_torch(self) -> Iterator[None]:
-        """Does for torch's own step what the kernels do with GradScaler's two attributes."""
-        amp = {name: self.__dict__.pop(name, None) for name in ("grad_scale", "found_inf")}
-        if amp["grad_scale"] is None and amp["found_inf"] is None:
-            yield
-            return
-        overflow = amp["found_inf"] is not None and float(amp["found_inf"]) != 0
-        scale = 1.0 if amp["grad_scale"] is None else float(amp["grad_scale"])
-        params = [p for group in self.param_groups for p in group["params"]]
-        grads = [p.grad for p in params]
-        try:
-            for p, grad in zip(params, grads, strict=True):
-                if grad is not None:
-                    p.grad = None if overflow else grad / scale
-            yield
-        finally:
-            for p, grad in zip(params, grads, strict=True):
-                p.grad = grad
-            self.__dict__.update(amp)

@@ -36,7 +36,7 @@ def flags(cls):
     implementation = {"capturable", "differentiable", "foreach", "fused"}
     return [
         name
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        for name, parameter in inspect.signature(TORCH[cls].__init__).parameters.items()
         if isinstance(parameter.default, bool) and name not in implementation
     ]
 

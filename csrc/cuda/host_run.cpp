@@ -32,13 +32,14 @@ using RunTable = void (*)(const KernelTable&, uint32_t, uint32_t);
 
 }  // namespace
 
-int run_on_host(const Bucket& bucket, const AmpPointers& amp, uint32_t blocks, uint32_t threads) {
+int run_on_host(const Bucket& bucket, const DeviceInputs& inputs, uint32_t blocks,
+                uint32_t threads) {
   RunTable run = nullptr;
   with_instance(bucket.table->rule, bucket.first().variant, bucket.first().dtype, [&]<class I>(I) {
     run = run_table<StepKernel<typename I::Rule, I::variant, typename I::Storage>>;
   });
   if (run == nullptr) throw std::logic_error("fused_optim: no kernel for this bucket");
-  const std::vector<KernelTable> tables = pack(bucket, amp);
+  const std::vector<KernelTable> tables = pack(bucket, inputs);
   for (const KernelTable& table : tables) run(table, blocks, threads);
   return static_cast<int>(tables.size());
 }

@@ -9,7 +9,8 @@ namespace fused_optim::cuda {
 
 /// Does on host memory what a launch of this shape does on the device. For tests, which thereby
 /// check the kernels' arithmetic and indexing where there is no GPU. Returns the launches.
-int run_on_host(const Bucket& bucket, const AmpPointers& amp, uint32_t blocks, uint32_t threads);
+int run_on_host(const Bucket& bucket, const DeviceInputs& inputs, uint32_t blocks,
+                uint32_t threads);
 
 /// The norm of gradients in host memory as launches of this many blocks compute it.
 double norm_on_host(const Gradients& gradients, NormType type, uint32_t blocks);

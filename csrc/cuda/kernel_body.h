@@ -31,13 +31,18 @@ class StepKernel {
   static constexpr int kScalarStates = num_scalar_states<Rule>;
 
   FUSED_OPTIM_INLINE static EntryView entry_at(const KernelTable& table, uint32_t index) {
-    constexpr int kSize = EntryView::size(kOperands, kScalarStates);
-    return {table.words + table.first_entry + index * kSize, kOperands};
+    const uint32_t size = EntryView::size(kOperands, kScalarStates, has_averages(table));
+    return {table.words + table.first_entry + index * size, kOperands};
+  }
+
+  FUSED_OPTIM_INLINE static bool has_averages(const KernelTable& table) {
+    return table.flags & KernelTable::kAverages;
   }
 
   /// Every element of every entry belongs to exactly one thread of the launch.
   FUSED_OPTIM_HOST_DEVICE static void run(const Place& place, const KernelTable& table) {
-    if (is_skipped(table)) return;
+    const bool skipped = is_skipped(table);
+    if (skipped && !zeroes_grads(table)) return;
     StepKernel kernel;
     for (uint32_t chunk = place.block; chunk < table.num_chunks; chunk += place.num_blocks) {
       const uint32_t index = find_entry(table, chunk);
@@ -45,8 +50,13 @@ class StepKernel {
       const uint32_t first_chunk = index == 0 ? 0 : entry_at(table, index - 1).chunk_end();
       const int64_t begin = (chunk - first_chunk) * kChunk;
       const int64_t rest = entry.numel() - begin;
-      kernel.prepare(table, entry);
-      kernel.step_chunk(place, table, entry, begin, rest < kChunk ? rest : kChunk);
+      const int64_t count = rest < kChunk ? rest : kChunk;
+      if (skipped) {
+        zero_chunk(place, table, entry, begin, count);
+      } else {
+        kernel.prepare(table, entry);
+        kernel.step_chunk(place, table, entry, begin, count);
+      }
     }
   }
 
@@ -80,9 +90,15 @@ class StepKernel {
     return 2 + count_states(variant & ((1u << state) - 1u));
   }
 
-  /// AMP found an overflow: nothing of this step is done.
+  /// AMP found an overflow, or the gradients are not finite: nothing of this step is done but
+  /// zeroing.
   FUSED_OPTIM_INLINE static bool is_skipped(const KernelTable& table) {
-    return table.found_inf != nullptr && *table.found_inf != 0.0f;
+    return (table.found_inf != nullptr && *table.found_inf != 0.0f) ||
+           (table.decision != nullptr && table.decision->is_skipped != 0.0);
+  }
+
+  FUSED_OPTIM_INLINE static bool zeroes_grads(const KernelTable& table) {
+    return table.flags & KernelTable::kZeroGrads;
   }
 
   /// The entry whose chunks contain this one.
@@ -136,7 +152,34 @@ class StepKernel {
       advance_scalar_states<Rule>(hyperparameters, step, entry.scalar_dtype(), values);
     scalars_ = scalars_of<Rule, T>(hyperparameters, step, values);
     const double scale = table.grad_scale == nullptr ? 1.0 : static_cast<double>(*table.grad_scale);
-    grad_multiplier_ = static_cast<T>(row_of(table, entry).grad_multiplier() / scale);
+    const double coefficient = table.decision == nullptr ? 1.0 : table.decision->coefficient;
+    grad_multiplier_ = static_cast<T>(row_of(table, entry).grad_multiplier() / scale * coefficient);
+    ema_weight_ = static_cast<T>(table.ema_weight);
+  }
+
+  /// An element of this operand; the average is the one after kOperands.
+  FUSED_OPTIM_INLINE static Storage* element(const KernelTable& table, const EntryView& entry,
+                                             int operand, int64_t index) {
+    void* base = operand < kOperands ? entry.operand(operand) : entry.average(kScalarStates);
+    const LayoutView layout{table.words + entry.layout()};
+    return static_cast<Storage*>(base) + (entry.layout() ? layout.offset(operand, index) : index);
+  }
+
+  FUSED_OPTIM_INLINE static Pack<Storage>* packs_at(void* operand, int64_t begin) {
+    return reinterpret_cast<Pack<Storage>*>(static_cast<Storage*>(operand) + begin);
+  }
+
+  FUSED_OPTIM_INLINE static void zero_chunk(const Place& place, const KernelTable& table,
+                                            const EntryView& entry, int64_t begin, int64_t count) {
+    int64_t done = 0;
+    if (entry.flags() & EntryView::kAligned) {
+      const int64_t packs = count / kPerPack;
+      for (int64_t i = place.thread; i < packs; i += place.num_threads)
+        store(packs_at(entry.operand(1), begin) + i, Pack<Storage>{});
+      done = packs * kPerPack;
+    }
+    for (int64_t i = done + place.thread; i < count; i += place.num_threads)
+      *element(table, entry, 1, begin + i) = Storage{};
   }
 
   FUSED_OPTIM_INLINE void step_chunk(const Place& place, const KernelTable& table,
@@ -144,17 +187,13 @@ class StepKernel {
     int64_t done = 0;
     if (entry.flags() & EntryView::kAligned) {
       const int64_t packs = count / kPerPack;
-      step_packs(place, entry, begin, packs);
+      step_packs(place, table, entry, begin, packs);
       done = packs * kPerPack;
     }
-    const LayoutView layout{table.words + entry.layout()};
     for (int64_t i = done + place.thread; i < count; i += place.num_threads) {
       Storage* elements[kOperands];
       FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k) {
-        const int64_t offset = entry.layout() ? layout.offset(k, begin + i) : begin + i;
-        elements[k] = static_cast<Storage*>(entry.operand(k)) + offset;
-      }
+      for (int k = 0; k < kOperands; ++k) elements[k] = element(table, entry, k, begin + i);
       Storage values[kOperands];
       FUSED_OPTIM_UNROLL
       for (int k = 0; k < kOperands; ++k) values[k] = *elements[k];
@@ -162,24 +201,29 @@ class StepKernel {
       FUSED_OPTIM_UNROLL
       for (int k = 0; k < kOperands; ++k)
         if (k != 1) *elements[k] = values[k];
+      if (zeroes_grads(table)) *elements[1] = Storage{};
+      if (has_averages(table))
+        average_element(*element(table, entry, kOperands, begin + i), values[0]);
     }
   }
 
   /// 16 bytes at a time: all loads of kUnroll packs, then the arithmetic, then the stores.
-  FUSED_OPTIM_INLINE void step_packs(const Place& place, const EntryView& entry, int64_t begin,
-                                     int64_t count) const {
+  FUSED_OPTIM_INLINE void step_packs(const Place& place, const KernelTable& table,
+                                     const EntryView& entry, int64_t begin, int64_t count) const {
     Pack<Storage>* packs[kOperands];
     FUSED_OPTIM_UNROLL
-    for (int k = 0; k < kOperands; ++k)
-      packs[k] = reinterpret_cast<Pack<Storage>*>(static_cast<Storage*>(entry.operand(k)) + begin);
+    for (int k = 0; k < kOperands; ++k) packs[k] = packs_at(entry.operand(k), begin);
+    const bool averaged = has_averages(table), zeroed = zeroes_grads(table);
+    Pack<Storage>* averages = averaged ? packs_at(entry.average(kScalarStates), begin) : nullptr;
     const int64_t stride = place.num_threads;
     for (int64_t i = place.thread; i < count; i += kUnroll * stride) {
-      Pack<Storage> loaded[kUnroll][kOperands];
+      Pack<Storage> loaded[kUnroll][kOperands], average[kUnroll];
       FUSED_OPTIM_UNROLL
       for (int u = 0; u < kUnroll; ++u) {
         if (i + u * stride >= count) break;
         FUSED_OPTIM_UNROLL
         for (int k = 0; k < kOperands; ++k) loaded[u][k] = load(packs[k] + i + u * stride);
+        if (averaged) average[u] = load(averages + i + u * stride);
       }
       FUSED_OPTIM_UNROLL
       for (int u = 0; u < kUnroll; ++u) {
@@ -196,8 +240,19 @@ class StepKernel {
         FUSED_OPTIM_UNROLL
         for (int k = 0; k < kOperands; ++k)
           if (k != 1) store(packs[k] + i + u * stride, loaded[u][k]);
+        if (zeroed) store(packs[1] + i + u * stride, Pack<Storage>{});
+        if (!averaged) continue;
+        FUSED_OPTIM_UNROLL
+        for (int v = 0; v < kPerPack; ++v)
+          average_element(average[u].values[v], loaded[u][0].values[v]);
+        store(averages + i + u * stride, average[u]);
       }
     }
+  }
+
+  /// The average moves towards the parameter as it is stored.
+  FUSED_OPTIM_INLINE void average_element(Storage& average, Storage param) const {
+    average = to_storage<Storage>(lerp(to_opmath(average), to_opmath(param), ema_weight_));
   }
 
   FUSED_OPTIM_INLINE void step_element(Storage (&values)[kOperands]) const {
@@ -217,7 +272,7 @@ class StepKernel {
   uint32_t row_ = ~0u;
   double step_ = -1.0;
   double before_[kMaxScalarStates] = {};
-  T grad_multiplier_{};
+  T grad_multiplier_{}, ema_weight_{};
   typename Rule::template Scalars<T> scalars_{};
 };
 

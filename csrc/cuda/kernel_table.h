@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../norm/decision.h"
 #include "../platform.h"
 #include "../rules/numeric.h"
 
@@ -15,7 +16,9 @@ constexpr int64_t kChunk = 1 << 13;
 /// Rows of hyperparameters, then entries, then the layouts of strided tensors, in 8-byte words.
 /// It travels by value: there is no copy on the device to go stale, and CUDA graphs capture it.
 struct KernelTable {
-  static constexpr int kWords = 4090;
+  static constexpr int kWords = 4088;
+  static constexpr uint32_t kZeroGrads = 1;  // flags
+  static constexpr uint32_t kAverages = 2;   // each entry has an average
   /// Values of `arrival`: below kArrivals, the counter by which the last block to be through knows
   /// that it is, and advances the steps.
   static constexpr uint32_t kArrivals = 4096;
@@ -24,6 +27,9 @@ struct KernelTable {
 
   const float* found_inf;   // on the device, or nullptr; any value but 0 skips the step
   const float* grad_scale;  // on the device, or nullptr
+  const Decision* decision;  // likewise
+  double ema_weight;
+  uint32_t flags;
   uint32_t num_entries;
   uint32_t num_chunks;
   uint32_t first_entry;  // its word
@@ -52,7 +58,7 @@ struct RowView {
 
 /// An entry: its operands, step, number of elements, and packed into one word: chunks up to its
 /// end (32 bits), row (16), flags (4), word of its strided layout (12; 0: none). Then the addresses
-/// of its scalar states.
+/// of its scalar states and, where the table says so, of its average.
 struct EntryView {
   const uint64_t* words;
   int operands;
@@ -61,8 +67,8 @@ struct EntryView {
   static constexpr uint32_t kDeviceStep = 2;  // `step` is the address of a float
   static constexpr uint32_t kDTypeShift = 2;  // the other two: the dtype of the scalar states
 
-  static constexpr int size(int operands, int scalar_states) {
-    return operands + 3 + scalar_states;
+  FUSED_OPTIM_INLINE static int size(int operands, int scalar_states, bool has_average) {
+    return operands + 3 + scalar_states + (has_average ? 1 : 0);
   }
 
   static uint64_t pack(uint32_t chunk_end, uint32_t row, uint32_t flags, uint32_t layout) {
@@ -81,6 +87,7 @@ struct EntryView {
   FUSED_OPTIM_INLINE void* scalar_state(int i) const {
     return reinterpret_cast<void*>(words[operands + 3 + i]);
   }
+  FUSED_OPTIM_INLINE void* average(int scalar_states) const { return scalar_state(scalar_states); }
   FUSED_OPTIM_INLINE DType scalar_dtype() const {
     return static_cast<DType>(flags() >> kDTypeShift);
   }

@@ -8,11 +8,13 @@ namespace {
 /// Collects rows, entries and layouts of one launch until its words are used up.
 class Packer {
  public:
-  Packer(const Bucket& bucket, const AmpPointers& amp)
-      : bucket_(bucket), spec_(kRules[bucket.table->rule]), amp_(amp) {
-    for (int i = 0; i < kMaxOperands; ++i)
+  Packer(const Bucket& bucket, const DeviceInputs& inputs)
+      : bucket_(bucket), spec_(kRules[bucket.table->rule]), inputs_(inputs) {
+    for (int i = 0; i < kAverage; ++i)
       if (i < kFirstState || has_state(bucket.first().variant, i - kFirstState))
         operands_.push_back(i);
+    if (bucket.table->zero_grads) flags_ |= KernelTable::kZeroGrads;
+    if (is_averaged()) flags_ |= KernelTable::kAverages;
   }
 
   std::vector<KernelTable> run() {
@@ -23,7 +25,10 @@ class Packer {
 
  private:
   int num_operands() const { return static_cast<int>(operands_.size()); }
-  int entry_size() const { return EntryView::size(num_operands(), spec_.num_scalar_states); }
+  bool is_averaged() const { return bucket_.first().is_averaged(); }
+  int entry_size() const {
+    return EntryView::size(num_operands(), spec_.num_scalar_states, is_averaged());
+  }
 
   void add(const TensorEntry& entry) {
     const std::vector<uint64_t> layout = layout_words(entry);
@@ -34,11 +39,13 @@ class Packer {
 
     const uint64_t begin = entries_.size();
     uint32_t flags = entry.strided < 0 ? EntryView::kAligned : 0;
-    for (int operand : operands_) {
+    const auto address_of = [&](int operand) {
       const auto address = reinterpret_cast<uint64_t>(entry.operands[operand]);
       if (address % 16 != 0) flags &= ~EntryView::kAligned;
-      entries_.push_back(address);
-    }
+      return address;
+    };
+    const uint64_t average = address_of(kAverage);
+    for (int operand : operands_) entries_.push_back(address_of(operand));
     entries_.push_back(entry.device_step != nullptr ? reinterpret_cast<uint64_t>(entry.device_step)
                                                     : bits_as<uint64_t>(entry.step));
     if (entry.device_step != nullptr) flags |= EntryView::kDeviceStep;
@@ -50,6 +57,7 @@ class Packer {
     entries_.push_back(EntryView::pack(chunks_, num_rows_ - 1, flags, 0));
     for (int i = 0; i < spec_.num_scalar_states; ++i)
       entries_.push_back(reinterpret_cast<uint64_t>(states->data[i]));
+    if (is_averaged()) entries_.push_back(average);
     if (!layout.empty()) strided_.push_back({begin + num_operands() + 2, layouts_.size()});
     layouts_.insert(layouts_.end(), layout.begin(), layout.end());
   }
@@ -74,7 +82,9 @@ class Packer {
     const size_t dims = layout.sizes.size();
     std::vector<uint64_t> words{dims};
     words.insert(words.end(), layout.sizes.begin(), layout.sizes.end());
-    for (int operand : operands_) {
+    std::vector<int> operands = operands_;
+    if (is_averaged()) operands.push_back(kAverage);
+    for (int operand : operands) {
       std::vector<int64_t> strides = layout.strides[operand];
       if (strides.empty()) {  // it lies as the parameter does: dense in this very order
         strides.assign(dims, 1);
@@ -91,8 +101,11 @@ class Packer {
     const auto layouts_at = static_cast<uint64_t>(rows_.size() + entries_.size());
     for (const auto& [word, offset] : strided_) entries_[word] |= (layouts_at + offset) << 52;
     KernelTable& table = tables_.emplace_back();
-    table.found_inf = amp_.found_inf;
-    table.grad_scale = amp_.grad_scale;
+    table.found_inf = inputs_.found_inf;
+    table.grad_scale = inputs_.grad_scale;
+    table.decision = inputs_.decision;
+    table.ema_weight = bucket_.table->ema_weight;
+    table.flags = flags_;
     table.num_entries = static_cast<uint32_t>(entries_.size() / entry_size());
     table.num_chunks = chunks_;
     table.first_entry = static_cast<uint32_t>(rows_.size());
@@ -113,7 +126,8 @@ class Packer {
 
   const Bucket& bucket_;
   const RuleSpec& spec_;
-  const AmpPointers amp_;
+  const DeviceInputs inputs_;
+  uint32_t flags_ = 0;
   std::vector<int> operands_;
   std::vector<uint64_t> rows_, entries_, layouts_;
   std::vector<StridedEntry> strided_;
@@ -124,8 +138,8 @@ class Packer {
 
 }  // namespace
 
-std::vector<KernelTable> pack(const Bucket& bucket, const AmpPointers& amp) {
-  return Packer(bucket, amp).run();
+std::vector<KernelTable> pack(const Bucket& bucket, const DeviceInputs& inputs) {
+  return Packer(bucket, inputs).run();
 }
 
 }  // namespace fused_optim::cuda

@@ -9,6 +9,6 @@
 namespace fused_optim::cuda {
 
 /// The tables of the launches that step this bucket, in order.
-std::vector<KernelTable> pack(const Bucket& bucket, const AmpPointers& amp);
+std::vector<KernelTable> pack(const Bucket& bucket, const DeviceInputs& inputs);
 
 }  // namespace fused_optim::cuda

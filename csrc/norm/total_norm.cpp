@@ -1,7 +1,6 @@
 #include "total_norm.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/COW.h>
@@ -22,9 +21,7 @@ namespace fused_optim {
 namespace {
 
 at::TensorOptions doubles_on(Device device) {
-  const bool on_cpu = device.kind == DeviceKind::CPU;
-  return at::TensorOptions(at::kDouble)
-      .device(on_cpu ? at::Device(at::kCPU) : at::Device(at::kCUDA, device.index));
+  return at::TensorOptions(at::kDouble).device(torch_device(device));
 }
 
 void add(Gradients& gradients, PyObject* object) {
@@ -83,21 +80,29 @@ NormType read_norm_type(double norm_type, PyObject* gradients) {
   return norm_type == 1.0 ? NormType::L1 : NormType::Inf;
 }
 
-at::Tensor total_norm(const Gradients& gradients, NormType type) {
+Device first_device(const Gradients& gradients) {
+  return gradients.entries.empty() ? Device{DeviceKind::CPU, 0} : gradients.entries[0].device;
+}
+
+Decision* read_decision(const at::Tensor& decision) {
+  return reinterpret_cast<Decision*>(decision.data_ptr<double>());
+}
+
+at::Tensor total_norm(const Gradients& gradients, NormType type, Conclusion conclusion) {
   const std::vector<Device> devices = devices_of(gradients);
-  if (devices.empty()) return at::zeros({}, at::kDouble);
-  const Device first = devices.front();
-  at::Tensor sums = sums_on(first, gradients, type, devices.size() == 1);
+  const Device first = first_device(gradients);
+  at::Tensor decision = at::empty({sizeof(Decision) / sizeof(double)}, doubles_on(first));
+  conclusion.decision = read_decision(decision);
+  at::Tensor sums = sums_on(first, gradients, type, devices.size() <= 1);
   // Each chunk is on one device: x + 0 is x, whichever of the two adds.
   for (size_t i = 1; i < devices.size(); ++i)
     sums.add_(to_device(sums_on(devices[i], gradients, type, false), first, at::kDouble));
+  const auto* data = sums.const_data_ptr<double>();
   if (first.kind == DeviceKind::CPU)
-    return at::scalar_tensor(
-        cpu::finish_norm(sums.const_data_ptr<double>(), gradients.num_chunks, type), at::kDouble);
-  at::Tensor norm = at::empty({}, doubles_on(first));
-  cuda::finish_norm(sums.const_data_ptr<double>(), gradients.num_chunks, type, first,
-                    norm.data_ptr<double>());
-  return norm;
+    conclusion.draw(cpu::finish_norm(data, gradients.num_chunks, type));
+  else
+    cuda::finish_norm(data, gradients.num_chunks, type, first, conclusion);
+  return decision;
 }
 
 bool clip(const Gradients& gradients, const at::Tensor& norm, double max_norm) {

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <Python.h>
 
+#include "decision.h"
 #include "gradients.h"
 
 namespace fused_optim {
@@ -16,9 +17,16 @@ Gradients read_gradients(PyObject* list);
 /// complex gradients need the absolute value of each element.
 NormType read_norm_type(double norm_type, PyObject* gradients);
 
-/// The norm as a float64 of no dimensions on the first gradient's device. The host waits only where
-/// gradients are on a CPU and on a GPU.
-at::Tensor total_norm(const Gradients& gradients, NormType type);
+/// The first gradient's device, where there is none the CPU.
+Device first_device(const Gradients& gradients);
+
+/// Draws the conclusion from the norm, on the first gradient's device. Returns the Decision, as a
+/// tensor of three float64 there, the first of them the norm. The host waits only where gradients
+/// are on a CPU and on a GPU.
+at::Tensor total_norm(const Gradients& gradients, NormType type, Conclusion conclusion = {});
+
+/// Where it lies in the tensor.
+Decision* read_decision(const at::Tensor& decision);
 
 /// Multiplies the gradients by min(1, max_norm / (norm + 1e-6)). Returns whether it may have: the
 /// host knows for a norm on the CPU.

@@ -102,6 +102,7 @@ template <class Kernel>
 void run_step_kernel(dim3 grid, dim3 block, const KernelTable& table, int device) {
   check_address(table.found_inf, device, "found_inf");
   check_address(table.grad_scale, device, "grad_scale");
+  check_address(table.decision, device, "the decision");
   constexpr int row_size = RowView::size(Kernel::kHyperparameters);
   for (const uint64_t* row = table.words; row < table.words + table.first_entry; row += row_size)
     for (int i = 0; i < Kernel::kHyperparameters; ++i)
@@ -112,6 +113,8 @@ void run_step_kernel(dim3 grid, dim3 block, const KernelTable& table, int device
     for (int k = 0; k < Kernel::kOperands; ++k) {
       if (entry.numel() > 0) check_address(entry.operand(k), device, "an operand");
     }
+    if (entry.numel() > 0 && (table.flags & KernelTable::kAverages))
+      check_address(entry.average(Kernel::kScalarStates), device, "an average");
     if (entry.flags() & EntryView::kDeviceStep) check_address(entry.device_step(), device, "step");
     for (int k = 0; k < Kernel::kScalarStates; ++k)
       check_address(entry.scalar_state(k), device, "a scalar state");
@@ -214,11 +217,15 @@ bool run_norm(const std::string& name, dim3 grid, void** arguments, cudaStream_t
     if (!is("21finish_norm_kernel_ofI" + mangled(type) + "E")) return;
     const auto* sums = *static_cast<const double**>(arguments[0]);
     const int64_t count = *static_cast<int64_t*>(arguments[1]);
-    auto* norm = *static_cast<double**>(arguments[2]);
+    const auto conclusion = *static_cast<Conclusion*>(arguments[2]);
     check_address(sums, current_device, "a norm's sums");
-    check_address(norm, current_device, "a norm");
+    check_address(conclusion.decision, current_device, "the decision");
+    check_address(conclusion.grad_scale, current_device, "grad_scale");
+    check_address(conclusion.found_inf, current_device, "found_inf");
+    check_address(conclusion.skipped_steps, current_device, "skipped_steps");
     submit(stream, [=] {
-      *norm = norm_of_sum(type, sum_block_on_host<type_of_sums(type), double>(sums, count));
+      const double sum = sum_block_on_host<type_of_sums(type), double>(sums, count);
+      conclusion.draw(norm_of_sum(type, sum));
     });
   });
   if (found) ++launches;

@@ -89,8 +89,6 @@ void apply(const Bucket& bucket) {
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(first.device.index);
   const KernelName name = name_of(bucket.table->rule, first);
   const Kernel kernel = find_kernel(name);
-  const auto index = static_cast<size_t>(first.device.index);
-  const std::vector<AmpPointers>& amp = bucket.table->amp;
 
   uint32_t arrival = KernelTable::kNoStepsToAdvance;
   if (first.device_step != nullptr) {
@@ -99,7 +97,7 @@ void apply(const Bucket& bucket) {
     check(cudaStreamGetCaptureInfo(stream, &status, &capture), "launching", name);
     arrival = arrival_for(stream.id(), status == cudaStreamCaptureStatusActive ? capture : 0);
   }
-  for (KernelTable& table : pack(bucket, index < amp.size() ? amp[index] : AmpPointers())) {
+  for (KernelTable& table : pack(bucket, bucket.table->inputs_of(first.device))) {
     table.arrival = arrival;
     launch(kernel, std::clamp(table.num_chunks, 1u, kernel.max_blocks), table, stream, name);
     if (first.device_step == nullptr || arrival != KernelTable::kNoStepsToAdvance) continue;

@@ -42,9 +42,10 @@ void sum_chunks(const Gradients& gradients, Device device, NormType type, double
   }
 }
 
-void finish_norm(const double* sums, int64_t count, NormType type, Device device, double* norm) {
+void finish_norm(const double* sums, int64_t count, NormType type, Device device,
+                 const Conclusion& conclusion) {
   const c10::cuda::CUDAGuard guard(device.index);
-  void* arguments[] = {&sums, &count, &norm};
+  void* arguments[] = {&sums, &count, const_cast<Conclusion*>(&conclusion)};
   launch(finish_norm_kernel(type), 1, arguments, {"norm", device});
 }
 

@@ -1,6 +1,7 @@
 // The kernels for norms and scaling: the bodies from norm_body.h, and the addition within a block.
 #include <cuda_runtime.h>
 
+#include "../../norm/decision.h"
 #include "../norm_body.h"
 #include "norm_kernels.h"
 
@@ -32,9 +33,9 @@ __global__ void __launch_bounds__(kNormColumns)
 
 template <NormType type>
 __global__ void __launch_bounds__(kNormColumns)
-    finish_norm_kernel_of(const double* sums, int64_t count, double* norm) {
+    finish_norm_kernel_of(const double* sums, int64_t count, const Conclusion conclusion) {
   const double sum = sum_block<type_of_sums(type), double>(sums, count);
-  if (threadIdx.x == 0) *norm = norm_of_sum(type, sum);
+  if (threadIdx.x == 0) conclusion.draw(norm_of_sum(type, sum));
 }
 
 template <class Storage>

@@ -10,7 +10,7 @@ namespace fused_optim::cuda {
 const void* sum_kernel(NormType type, DType dtype);
 const void* scale_kernel(DType dtype);
 
-/// One block; arguments: the sums (const double*), their number (int64_t), the norm (double*).
+/// One block; arguments: the sums (const double*), their number (int64_t), the Conclusion.
 const void* finish_norm_kernel(NormType type);
 
 }  // namespace fused_optim::cuda

@@ -15,7 +15,7 @@ namespace {
 void sum_chunks(const Gradients&, Device, NormType, double*) {
   fail();
 }
-void finish_norm(const double*, int64_t, NormType, Device, double*) {
+void finish_norm(const double*, int64_t, NormType, Device, const Conclusion&) {
   fail();
 }
 void scale(const Gradients&, Device, const double*, double) {

@@ -1,0 +1,76 @@
+#include "decide.h"
+
+#include <ATen/ops/zeros.h>
+
+#include "cuda/engine.h"
+#include "device_number.h"
+#include "norm/total_norm.h"
+
+namespace fused_optim {
+namespace {
+
+/// The counter of skipped steps, on the device that counts.
+int64_t* counter_on(Device device, StepOptions& options) {
+  const at::Device target = torch_device(device);
+  if (options.skipped_steps.defined() && options.skipped_steps.device() == target)
+    return options.skipped_steps.data_ptr<int64_t>();
+  if (device.kind == DeviceKind::CUDA && cuda::is_capturing(device))
+    throw std::runtime_error(
+        "fused_optim: skipped_steps has to be created, but a CUDA graph is being captured and each "
+        "replay would create it anew: call step() once before the capture");
+  const at::Tensor old = options.skipped_steps;
+  options.skipped_steps = at::zeros({}, at::TensorOptions(at::kLong).device(target));
+  if (old.defined()) options.skipped_steps.copy_(old);
+  return options.skipped_steps.data_ptr<int64_t>();
+}
+
+Conclusion conclusion_on(Device device, const Gathered& gathered, const Amp& amp,
+                         StepOptions& options) {
+  const DeviceInputs inputs = gathered.table.inputs_of(device);
+  Conclusion conclusion = conclusion_from(options);
+  conclusion.scale = amp.scale();
+  conclusion.grad_scale = inputs.grad_scale;
+  conclusion.found_inf = inputs.found_inf;
+  conclusion.has_overflowed = amp.has_overflowed();
+  if (options.skip_nonfinite) conclusion.skipped_steps = counter_on(device, options);
+  return conclusion;
+}
+
+/// Tells each device's kernels where the decision lies.
+void pass_on(const at::Tensor& decision, Gathered& gathered) {
+  TensorTable& table = gathered.table;
+  for (const TensorEntry& entry : table.entries) {
+    const auto index = static_cast<size_t>(entry.device.index);
+    if (index >= table.inputs.size()) table.inputs.resize(index + 1);
+    if (table.inputs[index].decision != nullptr) continue;
+    gathered.owned.push_back(to_device(decision, entry.device, at::kDouble));
+    table.inputs[index].decision = read_decision(gathered.owned.back());
+  }
+}
+
+}  // namespace
+
+Conclusion conclusion_from(const StepOptions& options) {
+  Conclusion conclusion;
+  conclusion.skip_nonfinite = options.skip_nonfinite;
+  if (options.max_grad_norm) conclusion.max_norm = *options.max_grad_norm;
+  return conclusion;
+}
+
+bool decide(Gathered& gathered, const Amp& amp, StepOptions& options) {
+  if (!options.needs_norm()) return !amp.has_overflowed();
+  const Device device = first_device(gathered.gradients);
+  const at::Tensor decision = total_norm(gathered.gradients, options.norm_type(),
+                                         conclusion_on(device, gathered, amp, options));
+  if (options.max_grad_norm) options.grad_norm = decision.select(0, 0);
+  if (device.kind == DeviceKind::CUDA && !gathered.host_decides) {
+    pass_on(decision, gathered);
+    return true;
+  }
+  const at::Tensor here = to_device(decision, {DeviceKind::CPU, 0}, at::kDouble);
+  const Decision& known = *read_decision(here);
+  for (HyperparameterRow& row : gathered.table.rows) row.grad_multiplier *= known.coefficient;
+  return known.is_skipped == 0.0;
+}
+
+}  // namespace fused_optim

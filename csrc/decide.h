@@ -1,0 +1,15 @@
+// Between gather and kernels: the norm of the gradients, and what it decides.
+#pragma once
+
+#include "gather.h"
+
+namespace fused_optim {
+
+/// What the options say of it.
+Conclusion conclusion_from(const StepOptions& options);
+
+/// Takes the norm that the options ask for and notes it there. The coefficient goes into the table,
+/// known to the host or as an address. Returns false where the host knows that the step is skipped.
+bool decide(Gathered& gathered, const Amp& amp, StepOptions& options);
+
+}  // namespace fused_optim

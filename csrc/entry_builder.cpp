@@ -1,0 +1,61 @@
+#include "entry_builder.h"
+
+#include "cuda/engine.h"
+#include "layout.h"
+#include "state_scalars.h"
+
+namespace fused_optim {
+
+void* EntryBuilder::locate(const c10::TensorImpl& tensor, const char* name) {
+  check_storage(where, tensor, name);
+  if (tensor.numel() == 0) return nullptr;
+  overlap_.add(tensor.unsafe_storage().data());
+  return first_element(tensor);
+}
+
+void EntryBuilder::set_operand(TensorEntry& entry, const c10::TensorImpl& param,
+                               const c10::TensorImpl& tensor, int operand, const char* name) {
+  entry.operands[operand] = locate(tensor, name);
+  if (operand == kParam || same_layout(param, tensor)) return;
+  if (entry.strided < 0) {
+    entry.strided = static_cast<int32_t>(result.table.strided.size());
+    result.table.strided.push_back(layout_of(param));
+  }
+  add_strided(result.table.strided[entry.strided], param, operand, tensor);
+}
+
+void EntryBuilder::add_operand(TensorEntry& entry, const c10::TensorImpl& param,
+                               const c10::TensorImpl& tensor, int operand, const char* name) {
+  result.written.push_back(const_cast<c10::TensorImpl*>(&tensor));
+  set_operand(entry, param, tensor, operand, name);
+}
+
+void EntryBuilder::add_state(TensorEntry& entry, const FoundParam& found, PyObject* value,
+                             int operand, const char* name) {
+  const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
+  const c10::TensorImpl& state = *state_tensor(where, value, name).unsafeGetTensorImpl();
+  check_operand(where, param, state, name);
+  add_operand(entry, param, state, operand, name);
+}
+
+NewState& EntryBuilder::new_state(const TensorEntry& entry, const FoundParam& found,
+                                  const char* name) {
+  if (entry.device.kind == DeviceKind::CUDA && cuda::is_capturing(entry.device))
+    where.fail(name,
+               "has to be created, but a CUDA graph is being captured and each replay would "
+               "create it anew: call step() once before the capture");
+  if (result.new_states.empty() || result.new_states.back().param != found.object) {
+    result.new_states.emplace_back();
+    result.new_states.back().param = found.object;
+    result.new_states.back().existing = found.state;
+  }
+  return result.new_states.back();
+}
+
+void* EntryBuilder::add_scalar(const at::Tensor& scalar, const char* name) {
+  c10::TensorImpl* tensor = scalar.unsafeGetTensorImpl();
+  result.written.push_back(tensor);
+  return locate(*tensor, name);
+}
+
+}  // namespace fused_optim

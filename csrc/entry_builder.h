@@ -1,0 +1,49 @@
+// One tensor's way into the table: checked, located in memory, noted as read or written.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <Python.h>
+
+#include "gather.h"
+#include "lookup.h"
+#include "overlap.h"
+#include "tensor_checks.h"
+
+namespace fused_optim {
+
+class EntryBuilder {
+ public:
+  /// Room for so many tensors in all.
+  EntryBuilder(const char* rule, int64_t tensors) : where{rule, 0, 0}, overlap_(tensors) {}
+
+  /// The tensor's first element, all of its elements checked to lie within its storage.
+  void* locate(const c10::TensorImpl& tensor, const char* name);
+
+  /// An operand of the entry, of the parameter's shape and any strides.
+  void set_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                   int operand, const char* name);
+
+  /// The same, noted as written.
+  void add_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                   int operand, const char* name);
+
+  /// The same of a value in the parameter's state, checked.
+  void add_state(TensorEntry& entry, const FoundParam& found, PyObject* value, int operand,
+                 const char* name);
+
+  /// The parameter's entry in the list of new states, made where it has none yet.
+  NewState& new_state(const TensorEntry& entry, const FoundParam& found, const char* name);
+
+  /// A state of one element: its address, noted as written.
+  void* add_scalar(const at::Tensor& scalar, const char* name);
+
+  bool has_overlap() const { return overlap_.found(result.table); }
+
+  Gathered result;
+  Where where;
+
+ private:
+  OverlapCheck overlap_;
+};
+
+}  // namespace fused_optim

@@ -1,0 +1,28 @@
+// What a step does around the rule when it is asked to, and what it finds out on the way.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "norm/reduction.h"
+
+namespace fused_optim {
+
+struct StepOptions {
+  std::optional<double> max_grad_norm;  // of all gradients, before the update reads them; from 0
+  bool skip_nonfinite = false;          // do nothing where a gradient holds an Inf or a NaN
+  bool zero_grads = false;              // once they are read, or the step is skipped
+  std::optional<double> ema_decay;      // of the parameters' averages, 0 to 1
+
+  at::Tensor grad_norm;      // before clipping: no dimensions, float64, on the first one's device
+  at::Tensor skipped_steps;  // so far: likewise, int64
+
+  bool needs_norm() const { return max_grad_norm || skip_nonfinite; }
+  bool any() const { return needs_norm() || zero_grads || ema_decay; }
+
+  /// Where only Inf and NaN matter: the norm that finite gradients can't overflow.
+  NormType norm_type() const { return max_grad_norm ? NormType::L2 : NormType::Inf; }
+};
+
+}  // namespace fused_optim
