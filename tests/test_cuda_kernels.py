@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from twins import CASES, SCALARS, case_id, copies, same_bits, set_grads
+from twins import (
+    CASES,
+    SCALARS,
+    assert_unchanged,
+    case_id,
+    copies,
+    same_bits,
+    set_grads,
+    snapshot,
+)
 
 import fused_optim
 import fused_optim._C as _C
@@ -129,6 +138,79 @@ def test_amp_is_read_by_the_kernel(case, found_inf):
     cpu.grad_scale, cpu.found_inf = scale, torch.tensor(found_inf)
     cpu.step()
     assert_same(kernel, cpu, params, others)
+
+
+#: Clipping with skipping, and the rest with nothing to decide.
+OPTIONS = [
+    {"max_grad_norm": 0.5, "skip_nonfinite": True, "zero_grads": True, "ema_decay": 0.75},
+    {"zero_grads": True},
+    {"ema_decay": 0.25},
+    {"max_grad_norm": 2.0},
+]
+
+
+@pytest.mark.parametrize("asked", OPTIONS, ids=lambda o: "+".join(o))
+@pytest.mark.parametrize("launch", LAUNCHES, ids=str)
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_surrounds_a_step_is_bitwise_the_cpu_engines(
+    optimizer_class, dtype, offset, launch, asked
+):
+    params = [make(size, dtype, offset, seed=size) for size in SIZES]
+    others = copies(params)
+    kernel, cpu = optimizer_class(params, **asked), optimizer_class(others, **asked)
+    for seed in range(4):
+        set_grads(params, others, seed=seed)
+        if seed == 2 and "skip_nonfinite" in asked:
+            for p in (params[-1], others[-1]):
+                p.grad[12_345] = float("nan")
+        grads = [p.grad for p in params]
+        kernel_step(kernel, *launch, grad_scale=torch.tensor(3.0), found_inf=torch.tensor(0.0))
+        cpu.grad_scale = torch.tensor(3.0)
+        cpu.step()
+        assert_same(kernel, cpu, params, others)
+        assert all(p.grad is g for p, g in zip(params, grads, strict=True))
+        assert all(same_bits(p.grad, q.grad) for p, q in zip(params, others, strict=True))
+        assert params[-1].grad.any() == ("zero_grads" not in asked)
+
+
+@pytest.mark.parametrize("asked", OPTIONS, ids=lambda o: "+".join(o))
+def test_what_surrounds_a_step_of_strided_operands(optimizer_class, asked):
+    params, others = (
+        [
+            torch.nn.Parameter(torch.linspace(-1, 1, 1200, dtype=dtype).view(40, 5, 6))
+            for dtype in (torch.float32, torch.complex64)
+        ]
+        for _ in range(2)
+    )
+    kernel, cpu = optimizer_class(params, **asked), optimizer_class(others, **asked)
+    for seed in range(3):
+        set_grads(params, others, seed=seed)
+        for p in (*params, *others):
+            p.grad = p.grad.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        kernel_step(kernel, 2, 16)
+        cpu.step()
+        assert_same(kernel, cpu, params, others)
+        assert all(same_bits(p.grad, q.grad) for p, q in zip(params, others, strict=True))
+        for optimizer, p in ((kernel, params[0]), (cpu, others[0])):
+            if "ema" in optimizer.state[p]:
+                average = optimizer.state[p]["ema"]
+                optimizer.state[p]["ema"] = average.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+def test_a_skipped_step_zeroes_gradients_and_nothing_else(optimizer_class):
+    asked = {"skip_nonfinite": True, "zero_grads": True}
+    for found_inf, value in ((1.0, 0.0), (0.0, float("inf"))):
+        params = [make(size, torch.float32, size % 2, seed=size) for size in SIZES]
+        optimizer = optimizer_class(params, **asked)
+        set_grads(params, seed=0)
+        kernel_step(optimizer, 3, 32)
+        before = snapshot(optimizer)
+        set_grads(params, seed=1)
+        params[-1].grad += value
+        kernel_step(optimizer, 3, 32, found_inf=torch.tensor(found_inf))
+        assert_unchanged(optimizer, before)
+        assert not any(p.grad.any() for p in params)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
