@@ -20,12 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import compare, memory, page, peers, plots, report, shapes
 from benchmarks.accuracy import measure_accuracy
 from benchmarks.busy import measure_busy
-from benchmarks.measure import STEP, TRAINING, Result, measure
+from benchmarks.measure import Result, measure
 from benchmarks.peers import OPTIMIZERS, bytes_held
+from benchmarks.training import AVERAGING, STEP, TRAINING
 from benchmarks.workloads import QUICK, Workload, count_sweep, load, size_sweep, standard
 
-#: The workloads of the training-step view.
-TRAINED = ["1000x1000", "resnet50"]
+#: The workloads of the views with what surrounds a step, and the optimizers of the longer one.
+TRAINED = ["1000x1000", "resnet50", "gpt2"]
+AVERAGED = ["Adam", "AdamW"]
 #: The optimizers that are measured on every workload, and the workloads of the others, unless the
 #: command line says which.
 EVERYWHERE = ["SGD+momentum", "Adam", "AdamW", "RMSprop"]
@@ -85,6 +87,7 @@ class Plan:
         if not options.quick:
             names = [o for o in self.optimizers if is_asked or o in EVERYWHERE]
             steps += [(o, w, TRAINING) for w in trained for o in names]
+            steps += [(o, w, AVERAGING) for w in trained for o in names if o in AVERAGED]
         self.steps = steps
         is_whole = not (options.workload or options.optimizer or options.quick)
         self.sweep = [*count_sweep(), *size_sweep()] if is_whole else []

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.utils.benchmark.utils.timer import timer as synchronized_clock
 
-import fused_optim
 from benchmarks import memory
 from benchmarks.peers import OPTIMIZERS, OURS, Implementation, bytes_held, implementations
+from benchmarks.training import AVERAGING, EXTRA_BYTES, STEP, in_one_call, in_torchs_calls
 from benchmarks.workloads import Workload
 
 #: A block of steps is timed at once, so that the timer's own cost doesn't count.
@@ -23,8 +23,6 @@ LARGE_ELEMENTS = 10_000_000
 #: What memory can do: in place on the CPU, where a write would first have to fetch its line, and
 #: from tensor to tensor on a GPU.
 ROOFS = {"cpu": "mul_ over as many bytes", "cuda": "copy of as many bytes"}
-#: The views: the step alone, or gradient clipping, step and zero_grad as training does them.
-STEP, TRAINING = "step", "clip + step + zero_grad"
 
 
 @dataclass
@@ -147,27 +145,24 @@ def prepared(
     if view == STEP:
         return Stepper(lambda: optimizer.step())
     params = [p for group in groups for p in group["params"]]
-    grads = [p.grad for p in params]
-
-    ours = implementation.name == OURS
-    clip = fused_optim.clip_grad_norm_ if ours else torch.nn.utils.clip_grad_norm_
-
-    def train() -> None:
-        clip(params, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    if implementation.name == OURS:
+        train = in_one_call(optimizer, view)
+    else:
+        train = in_torchs_calls(optimizer, view, params)
 
     def restore() -> None:
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
+        for p in params:
+            p.grad.fill_(0.01)
 
+    restore()
+    train()  # averages begin
     return Stepper(train, restore)
 
 
 def prepare_all(result: Result, workload: Workload, compiled: bool) -> dict[str, Stepper]:
     """A stepper for every implementation that works and that memory has room for."""
     steppers: dict[str, Stepper] = {}
-    needed = workload.elements * bytes_held(result.optimizer)
+    needed = workload.elements * (bytes_held(result.optimizer) + 4 * (result.view == AVERAGING))
     # The roof's tensors, and what torch's own implementations allocate in a step.
     reserve = workload.elements * result.bytes_per_element + needed
     for implementation in implementations(result.optimizer, result.device, compiled):
@@ -197,20 +192,20 @@ def measure(
     after_round: Callable[[], object] = lambda: None,
 ) -> Result:
     """Times every implementation, one block each a round, in an order that turns."""
-    counts = (workload.tensors, workload.elements, OPTIMIZERS[optimizer][2])
+    moved = OPTIMIZERS[optimizer][2] + EXTRA_BYTES[view]
+    counts = (workload.tensors, workload.elements, moved)
     result = Result(workload.name, optimizer, device, *counts, view=view)
     steppers = prepare_all(result, workload, compiled)
     if view == STEP:
         for name, stepper in steppers.items():
             seen = memory.profiled(stepper.step, device)
             result.extra_memory[name], result.calls[name] = seen
-        if workload.elements >= LARGE_ELEMENTS:
-            roof = roof_step(workload.elements, result.bytes_per_element, device)
-            steppers[ROOFS[device]] = Stepper(roof)
+    if workload.elements >= LARGE_ELEMENTS:
+        roof = roof_step(workload.elements, result.bytes_per_element, device)
+        steppers[ROOFS[device]] = Stepper(roof)
     torch.set_num_threads(threads)
     # On a GPU each step is timed by itself: the device is idle before, and done after.
-    single = device == "cuda" or view == TRAINING
-    blocks = {name: 1 if single else block_size(s) for name, s in steppers.items()}
+    blocks = {name: 1 if device == "cuda" else block_size(s) for name, s in steppers.items()}
     result.samples = {name: [] for name in steppers}
     names = list(steppers)
     for number in range(rounds):

@@ -9,9 +9,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.measure import ROOFS, STEP, Result
+from benchmarks.measure import ROOFS, Result
 from benchmarks.peers import OURS
 from benchmarks.report import Content, describe
+from benchmarks.training import STEP
 
 #: One colour for each implementation in every plot.
 COLORS = {

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 import fused_optim
-from benchmarks.measure import ROOFS, STEP, TRAINING, Result
+from benchmarks.measure import ROOFS, Result
 from benchmarks.peers import OURS
+from benchmarks.training import STEP, VIEWS
 from fused_optim import _C
 
 TORCHS = ["torch fused", "torch foreach", "torch for-loop"]
@@ -197,12 +198,12 @@ def tables(content: Content) -> list[Table]:
     """All tables of a run, in the order in which they are shown."""
     shown = []
     steps = [r for r in content.results if r.view == STEP]
-    trained = [r for r in content.results if r.view == TRAINING]
     title = "ms a step (median); ratio: ours / best of torch, lower is better"
     if steps:
         shown += [step_table(steps, title), cost_table(steps)]
-    if trained:
-        shown.append(step_table(trained, f"{TRAINING}: {title}"))
+    for view in VIEWS[1:]:
+        if trained := [r for r in content.results if r.view == view]:
+            shown.append(step_table(trained, f"{view}: {title}"))
     if content.accuracy:
         shown.append(accuracy_table(content.accuracy))
     if content.busy:

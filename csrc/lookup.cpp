@@ -114,7 +114,8 @@ void find_batch(const Lookup& lookup, Variant variant, PyObject* const* params, 
     found.push_back(param);
   }
   for (FoundParam& param : found) find_values(lookup, variant, param);
-  std::erase_if(found, [](const FoundParam& p) { return p.grad == nullptr && p.average == nullptr; });
+  std::erase_if(found,
+                [](const FoundParam& p) { return p.grad == nullptr && p.average == nullptr; });
   for (const FoundParam& param : found) {
     if (param.grad != nullptr) prefetch_storage(*param.grad);
     for_each_state(param, [](const c10::TensorImpl& tensor) { prefetch(&tensor); });

@@ -14,7 +14,15 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import accuracy, compare, measure, memory, peers, workloads  # noqa: E402
+from benchmarks import (  # noqa: E402
+    accuracy,
+    compare,
+    measure,
+    memory,
+    peers,
+    training,
+    workloads,
+)
 from benchmarks.busy import measure_busy  # noqa: E402
 
 
@@ -49,7 +57,7 @@ def test_command_line(tiny_run):
     assert content["machine"]["torch"] == torch.__version__
     assert {row["optimizer"] for row in content["steps"]} == set(peers.OPTIMIZERS)
     for row in content["steps"]:
-        assert row["tensors"] == 3 and row["elements"] == 24 and row["view"] == measure.STEP
+        assert row["tensors"] == 3 and row["elements"] == 24 and row["view"] == training.STEP
         assert all(len(s) == 3 and min(s) > 0 for s in row["samples"].values())
         assert row["best_torch"] in row["samples"] and row["ratio"] > 0
         assert row["extra_memory"][peers.OURS] == row["calls"][peers.OURS] == 0
@@ -85,30 +93,36 @@ def test_sweeps_and_training_view_and_plots(tmp_path):
     assert [r.elements for r in content.sweep] == [1000, 3000, 64, 256]
     assert plots.plot_scaling(tmp_path / "scaling.png", content)
     assert not plots.plot_bandwidth(tmp_path / "bandwidth.png", content)
-    trained = measure.measure("SGD+momentum", small[1], 3, 1, view=measure.TRAINING, compiled=False)
-    assert trained.ratio > 0 and not trained.calls
+    for view, extra in ((training.TRAINING, 8), (training.AVERAGING, 16)):
+        trained = measure.measure("SGD+momentum", small[1], 3, 1, view=view, compiled=False)
+        assert trained.ratio > 0 and not trained.calls
+        assert trained.bytes_per_element == peers.OPTIMIZERS["SGD+momentum"][2] + extra
 
 
-def test_training_view_clips_and_zeroes():
-    workload = workloads.Workload("w", [[(3,)], [(4,)]])
-    built = []
+@pytest.mark.parametrize("view", training.VIEWS[1:])
+def test_training_views_do_the_same_in_one_call_and_in_torchs(view):
+    workload = workloads.Workload("w", [[(300,)], [(40, 2)]])
+    built = {}
+    for name in (peers.OURS, "torch fused"):
+        (implementation,) = (i for i in peers.implementations("AdamW", "cpu") if i.name == name)
 
-    def build(groups):
-        built.append((groups, torch.optim.SGD(groups, lr=0.0)))
-        return built[0][1]
+        def build(groups, implementation=implementation, name=name):
+            built[name] = (groups, implementation.build(groups))
+            return built[name][1]
 
-    implementation = peers.Implementation("mine", build)
-    stepper = measure.prepared(implementation, workload, "cpu", measure.TRAINING)
-    params = [p for group in built[0][0] for p in group["params"]]
-    grads = [p.grad for p in params]
-    for grad in grads:
-        grad.fill_(10.0)
-    stepper.restore()
-    stepper.step()
-    assert all(p.grad is None for p in params)
-    assert torch.cat(grads).norm() == pytest.approx(1.0, rel=1e-4)
-    stepper.restore()
-    assert all(p.grad is g for p, g in zip(params, grads, strict=True))
+        stepper = measure.prepared(peers.Implementation(name, build), workload, "cpu", view)
+        for _ in range(2):
+            stepper.restore()
+            params = [p for group in built[name][0] for p in group["params"]]
+            assert all((p.grad == 0.01).all() for p in params)
+            stepper.step()
+            assert not any(p.grad.any() for p in params)
+    (ours, optimizer), (theirs, _) = built.values()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a["params"], b["params"])
+    assert optimizer.grad_norm.item() == pytest.approx(0.01 * 380**0.5)
+    has_average = view == training.AVERAGING
+    assert all(("ema" in state) == has_average for state in optimizer.state.values())
 
 
 def test_shapes_of_a_users_model(tmp_path):
@@ -159,7 +173,7 @@ def test_compare_finds_a_regression_and_not_noise(tiny_run, tmp_path):
 
 
 def test_noise_alone_is_no_change():
-    row = {"optimizer": "Adam", "workload": "w", "view": measure.STEP, "best_torch": "torch fused"}
+    row = {"optimizer": "Adam", "workload": "w", "view": training.STEP, "best_torch": "torch fused"}
     noisy = {peers.OURS: [1.0, 2.0, 3.0, 1.5] * 5, "torch fused": [1.0] * 20}
     other = {peers.OURS: [1.2, 2.5, 3.1, 1.8] * 5, "torch fused": [1.0] * 20}
     contents = [{"steps": [{**row, "samples": samples}]} for samples in (noisy, other)]

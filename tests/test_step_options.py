@@ -8,7 +8,6 @@ import pickle
 
 import pytest
 import torch
-from torch.nn import Parameter
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from twins import (
     CASES,
@@ -32,9 +31,7 @@ from fused_optim.optimizer import FUSED_CLASSES
 
 SHAPES = [(5, 7), (33,), (), (2000,), (0,)]
 ALL = {"max_grad_norm": 0.5, "skip_nonfinite": True, "zero_grads": True, "ema_decay": 0.75}
-SUBSETS = [
-    dict(chosen) for n in range(1, 5) for chosen in itertools.combinations(ALL.items(), n)
-]
+SUBSETS = [dict(chosen) for n in range(1, 5) for chosen in itertools.combinations(ALL.items(), n)]
 #: The kernels, and what takes the parent's path: asked for, or parameters not dense in memory.
 PATHS = ["kernels", "foreach", "sliced"]
 
@@ -117,8 +114,9 @@ def test_all_four_over_20_steps_with_planted_infs(case, path):
         ours.step()
         theirs.step()
         assert not any(p.grad.any() for p in params)
+        norm = theirs.grad_norm
         torch.testing.assert_close(
-            ours.grad_norm.to(theirs.grad_norm), theirs.grad_norm, rtol=1e-12, atol=0, equal_nan=True
+            ours.grad_norm.to(norm), norm, rtol=1e-12, atol=0, equal_nan=True
         )
         assert_same_values(params, others)
         if i > 0:
@@ -412,7 +410,7 @@ def test_parameters_that_join_rest_and_return(optimizer_class, path):
 def test_checkpoints_are_torchs(case, path):
     """With averages in the state, torch goes on as before; without them ours begins them anew."""
     cls, options = case
-    params, others, ours, theirs = recipes(cls, options, ALL, path, [(4, 3), (5,)])
+    params, others, ours, _ = recipes(cls, options, ALL, path, [(4, 3), (5,)])
     plain = TORCH[cls](others, foreach=path == "foreach", **options)
     for i in range(3):
         set_grads(params, seed=i)
@@ -431,8 +429,7 @@ def test_checkpoints_are_torchs(case, path):
     resumed.load_state_dict(copy.deepcopy(saved))
     for i in range(3, 6):
         set_grads(params, others, again, seed=i)
-        for p in others:
-            p.grad.mul_(min(1.0, 0.5 / (torch.cat([q.grad.flatten() for q in again]).norm() + 1e-6)))
+        torch.nn.utils.clip_grad_norm_(others, 0.5)
         for optimizer in (ours, plain, resumed):
             optimizer.step()
         # torch gives the scalars of a loaded NAdam another dtype.
@@ -466,9 +463,7 @@ def test_checkpoints_are_torchs(case, path):
 )
 @pytest.mark.parametrize("has_grad", [True, False])
 def test_a_corrupt_average(optimizer_class, wrong, message, has_grad):
-    params, _, ours, _ = recipes(
-        optimizer_class, {}, ALL, shapes=[(3,), (4,)], dtype=torch.float32
-    )
+    params, _, ours, _ = recipes(optimizer_class, {}, ALL, shapes=[(3,), (4,)], dtype=torch.float32)
     set_grads(params, seed=0)
     ours.step()
     ours.state[params[1]]["ema"] = wrong
@@ -644,7 +639,7 @@ def test_fuse_and_then_ask():
 
 
 def test_steps_without_gradients(optimizer_class):
-    params, _, ours, _ = recipes(optimizer_class, {}, ALL)
+    _, _, ours, _ = recipes(optimizer_class, {}, ALL)
     before = snapshot(ours)
     ours.step()
     assert_unchanged(ours, before)

@@ -25,8 +25,8 @@ struct KernelTable {
   static constexpr uint32_t kAllArrived = kArrivals;  // a launch of one block after all others
   static constexpr uint32_t kNoStepsToAdvance = kArrivals + 1;
 
-  const float* found_inf;   // on the device, or nullptr; any value but 0 skips the step
-  const float* grad_scale;  // on the device, or nullptr
+  const float* found_inf;    // on the device, or nullptr; any value but 0 skips the step
+  const float* grad_scale;   // on the device, or nullptr
   const Decision* decision;  // likewise
   double ema_weight;
   uint32_t flags;

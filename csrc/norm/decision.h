@@ -28,7 +28,8 @@ struct Conclusion {
     const bool found = found_inf != nullptr && *found_inf != 0.0f;
     const bool skipped = has_overflowed || found || (skip_nonfinite && !is_finite);
     norm /= grad_scale == nullptr ? scale : static_cast<double>(*grad_scale);
-    *decision = {norm, max_norm < 0.0 ? 1.0 : clip_coefficient(norm, max_norm), skipped ? 1.0 : 0.0};
+    *decision = {norm, max_norm < 0.0 ? 1.0 : clip_coefficient(norm, max_norm),
+                 skipped ? 1.0 : 0.0};
     if (skipped && skipped_steps != nullptr) *skipped_steps += 1;
   }
 };

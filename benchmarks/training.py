@@ -1,0 +1,45 @@
+"""What surrounds a step in training: clipping before it, zeroing and averaging after it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+#: The views: the step alone; clipping, step and zero_grad; the same with an average.
+STEP, TRAINING, AVERAGING = "step", "clip + step + zero_grad", "clip + step + zero_grad + average"
+VIEWS = [STEP, TRAINING, AVERAGING]
+#: Bytes an element that they move in float32 besides the step's: the norm reads the gradient,
+#: zeroing writes it, averaging reads and writes the average.
+EXTRA_BYTES = {STEP: 0, TRAINING: 4 + 4, AVERAGING: 4 + 4 + 8}
+
+MAX_NORM, DECAY = 1.0, 0.999
+
+
+def in_one_call(optimizer: Any, view: str) -> Callable[[], object]:
+    """fused_optim's way: the step does it all."""
+    optimizer.max_grad_norm = MAX_NORM
+    optimizer.zero_grads = True
+    optimizer.ema_decay = DECAY if view == AVERAGING else None
+    return lambda: optimizer.step()
+
+
+def in_torchs_calls(optimizer: Any, view: str, params: list[torch.Tensor]) -> Callable[[], object]:
+    """Everyone else's way: torch's functions around the step."""
+
+    def train() -> None:
+        clip_grad_norm_(params, MAX_NORM, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    if view == TRAINING:
+        return train
+    model = torch.nn.ParameterList(params)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+
+    def train_and_average() -> None:
+        train()
+        averaged.update_parameters(model)
+
+    return train_and_average
