@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.process
 
 
 @pytest.mark.parametrize("options", [[], ["--recipe"], ["--recipe", "--optimizer", "RMSprop"]])
