@@ -8,7 +8,7 @@
 namespace fused_optim {
 
 /// The name under which errors and state dicts speak of averages.
-inline constexpr const char* kAverageName = "ema";
+inline constexpr char kAverageName[] = "ema";
 
 /// The gradient as an operand; where it is not dense but has to be, a copy.
 void add_grad(EntryBuilder& builder, TensorEntry& entry, const FoundParam& found,

@@ -10,8 +10,9 @@
 
 namespace fused_optim {
 
-/// The name under which errors speak of gradients; only read, they may have any strides.
-inline constexpr const char* kGradName = "grad";
+/// The name under which errors speak of gradients. They may have any strides; checks know them by
+/// this address.
+inline constexpr char kGradName[] = "grad";
 
 /// A parameter's place in the optimizer, for error messages.
 struct Where {
