@@ -82,7 +82,7 @@ def _prepared_gradients(
             elif grad is not None and (scale != 1 or coefficient is not None):
                 p.grad = grad if scale == 1 else grad / scale
                 if coefficient is not None:
-                    p.grad = p.grad * coefficient.to(grad)
+                    p.grad = p.grad * coefficient.to(grad.device)
         yield is_done
     finally:
         for p, grad in zip(params, grads, strict=True):

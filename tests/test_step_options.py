@@ -388,6 +388,39 @@ def test_sparse_gradients():
         assert ours.skipped_steps.item() == 1
 
 
+@pytest.mark.skipif(on_cuda(), reason="a CPU mesh")
+def test_distributed_tensors():
+    """Of which torch's own step takes care, and its functions of what surrounds it."""
+    dist = pytest.importorskip("torch.distributed")
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("torch was built without gloo")
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        params, others, _, theirs = recipes(fused_optim.AdamW, {}, ALL, shapes=[(8, 4), (5,)])
+        params = [
+            torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in params
+        ]
+        ours = fused_optim.AdamW(params, **ALL)
+        for i in range(4):
+            set_grads(others, seed=i)
+            if i == 2:
+                others[0].grad[0] = math.inf
+            for p, q in zip(params, others, strict=True):
+                p.grad = distribute_tensor(q.grad, mesh, [Shard(0)])
+            ours.step()
+            theirs.step()
+            assert_same_values([p.full_tensor() for p in params], others)
+            assert not any(p.grad.full_tensor().any() for p in params)
+        with ours.ema_parameters():
+            assert_same_values([p.full_tensor() for p in params], theirs.averages)
+        assert ours.skipped_steps.item() == 1
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_parameters_that_join_rest_and_return(optimizer_class, path):
     """AveragedModel averages all parameters at each step, stepped or not."""
