@@ -20,6 +20,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 #: Ragged in every way: around a pack of 16 bytes, around a chunk of 8,192 elements, empty.
 SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 100, 1001, 8191, 8192, 8193, 20_001]
 LAUNCHES = [(1, 1), (3, 32), (132, 7)]
+OFFSETS_AND_LAUNCHES = [(0, (1, 1)), (1, (3, 32)), (0, (132, 7)), (1, (132, 7))]
 
 
 def make(size, dtype, offset, seed):
@@ -50,8 +51,7 @@ def assert_same(ours, theirs, our_params, their_params):
             assert same_bits(value, theirs.state[q][key]), key
 
 
-@pytest.mark.parametrize("launch", LAUNCHES, ids=str)
-@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(("offset", "launch"), OFFSETS_AND_LAUNCHES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_bitwise_the_cpu_engines_result(case, dtype, offset, launch):
@@ -150,8 +150,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("asked", OPTIONS, ids=lambda o: "+".join(o))
-@pytest.mark.parametrize("launch", LAUNCHES, ids=str)
-@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(("offset", "launch"), OFFSETS_AND_LAUNCHES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_surrounds_a_step_is_bitwise_the_cpu_engines(
     optimizer_class, dtype, offset, launch, asked

@@ -34,6 +34,14 @@ ALL = {"max_grad_norm": 0.5, "skip_nonfinite": True, "zero_grads": True, "ema_de
 SUBSETS = [dict(chosen) for n in range(1, 5) for chosen in itertools.combinations(ALL.items(), n)]
 #: The kernels, and what takes the parent's path: asked for, or parameters not dense in memory.
 PATHS = ["kernels", "foreach", "sliced"]
+#: Every set of options in the kernels, one of each class elsewhere: the update there is torch's.
+CASES_AND_PATHS = [(case, "kernels") for case in CASES] + [
+    (case, path) for case in dict(CASES).items() for path in PATHS[1:]
+]
+
+
+def case_and_path_id(value):
+    return value if isinstance(value, str) else case_id(value)
 
 
 class TorchRecipe:
@@ -101,8 +109,7 @@ def assert_same_averages(ours, theirs, rtol=1e-12, atol=1e-12):
         torch.testing.assert_close(mine, average.detach(), rtol=rtol, atol=atol, equal_nan=True)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize(("case", "path"), CASES_AND_PATHS, ids=case_and_path_id)
 def test_all_four_over_20_steps_with_planted_infs(case, path):
     params, others, ours, theirs = recipes(*case, ALL, path)
     for i in range(20):
@@ -224,8 +231,7 @@ def test_gradients_are_only_read(optimizer_class):
     assert [p.grad._version for p in params] == versions
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize(("case", "path"), CASES_AND_PATHS, ids=case_and_path_id)
 def test_a_skipped_step_changes_nothing(case, path):
     cls, options = case
     params, _, ours, _ = recipes(cls, options, {"skip_nonfinite": True, "ema_decay": 0.5}, path)
@@ -438,8 +444,7 @@ def test_parameters_that_join_rest_and_return(optimizer_class, path):
         assert_same_averages(ours, theirs)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize(("case", "path"), CASES_AND_PATHS, ids=case_and_path_id)
 def test_checkpoints_are_torchs(case, path):
     """With averages in the state, torch goes on as before; without them ours begins them anew."""
     cls, options = case
