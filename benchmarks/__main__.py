@@ -134,6 +134,7 @@ def write(options: argparse.Namespace, content: report.Content) -> None:
     report.write_json(folder / ("busy.json" if content.busy else "steps.json"), content)
     drawn: list[tuple[str, Callable[..., bool]]] = [
         ("ratios.png", plots.plot_ratios),
+        ("training.png", plots.plot_training),
         ("bandwidth.png", plots.plot_bandwidth),
         ("scaling.png", plots.plot_scaling),
     ]

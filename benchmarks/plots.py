@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from benchmarks.measure import ROOFS, Result
 from benchmarks.peers import OURS
 from benchmarks.report import Content, describe
-from benchmarks.training import STEP
+from benchmarks.training import STEP, VIEWS
 
 #: One colour for each implementation in every plot.
 COLORS = {
@@ -41,20 +41,31 @@ def _finish(figure: Any, path: pathlib.Path, content: Content) -> bool:
 
 
 def plot_ratios(path: pathlib.Path, content: Content) -> bool:
-    """How many times faster than each other implementation, a bar each."""
-    results = [r for r in content.results if r.view == STEP]
+    """How many times faster a step is than each other implementation's, a bar each."""
+    return _plot_ratios(path, content, [STEP])
+
+
+def plot_training(path: pathlib.Path, content: Content) -> bool:
+    """The same of a step with what surrounds it in training."""
+    return _plot_ratios(path, content, VIEWS[1:])
+
+
+def _plot_ratios(path: pathlib.Path, content: Content, views: list[str]) -> bool:
+    results = [r for r in content.results if r.view in views]
     if not results:
         return False
-    optimizers = list(dict.fromkeys(r.optimizer for r in results))
+    panels = list(dict.fromkeys((r.optimizer, r.view) for r in results))
     workloads = list(dict.fromkeys(r.workload for r in results))
     names = [n for n in COLORS if n != OURS and any(n in r.samples for r in results)]
     width = max(9.0, 0.16 * len(workloads) * (len(names) + 1) + 1.5)
     figure, axes = plt.subplots(
-        len(optimizers), 1, figsize=(width, 2.7 * len(optimizers) + 1.2), squeeze=False
+        len(panels), 1, figsize=(width, 2.7 * len(panels) + 1.2), squeeze=False
     )
-    for axis, optimizer in zip(axes[:, 0], optimizers, strict=True):
-        _draw_ratios(axis, [r for r in results if r.optimizer == optimizer], workloads, names)
-        axis.set_title(optimizer, loc="left", fontweight="bold")
+    for axis, (optimizer, view) in zip(axes[:, 0], panels, strict=True):
+        rows = [r for r in results if (r.optimizer, r.view) == (optimizer, view)]
+        _draw_ratios(axis, rows, workloads, names)
+        title = optimizer if view == STEP else f"{optimizer}: {view}"
+        axis.set_title(title, loc="left", fontweight="bold")
     handles = {}
     for axis in axes[:, 0]:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))

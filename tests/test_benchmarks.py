@@ -97,6 +97,9 @@ def test_sweeps_and_training_view_and_plots(tmp_path):
         trained = measure.measure("SGD+momentum", small[1], 3, 1, view=view, compiled=False)
         assert trained.ratio > 0 and not trained.calls
         assert trained.bytes_per_element == peers.OPTIMIZERS["SGD+momentum"][2] + extra
+        content.results.append(trained)
+    assert plots.plot_training(tmp_path / "training.png", content)
+    assert not plots.plot_ratios(tmp_path / "ratios.png", content)
 
 
 @pytest.mark.parametrize("view", training.VIEWS[1:])
