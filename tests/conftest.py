@@ -14,6 +14,11 @@ hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test begins first: at the end it would keep one worker, and the others idle."""
+    items.sort(key=lambda item: item.path.name != "test_simulated_cuda.py")
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     torch.manual_seed(0)

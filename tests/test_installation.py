@@ -9,7 +9,7 @@ import tarfile
 
 import pytest
 import torch
-from twins import SUPPORTED_ISAS
+from twins import FUSED, SUPPORTED_ISAS
 
 import fused_optim._C as _C
 from fused_optim import _extension
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.process
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def python(code, **environment):
+def python(code, *arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -149,25 +149,27 @@ def test_rules_know_nothing_of_torch_python_or_cuda():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_step_needs_no_memory_that_grows_with_the_model(optimizer_class):
+def test_a_step_needs_no_memory_that_grows_with_the_model():
     """Peak resident memory of steps over 25M parameters, after the state exists."""
-    code = f"""
-import resource, torch, fused_optim
-w = torch.zeros(25_000_000, requires_grad=True); w.grad = torch.ones_like(w)
-small = [torch.zeros(10, requires_grad=True) for _ in range(100)]
-for p in small: p.grad = torch.ones_like(p)
-optimizer = fused_optim.{optimizer_class.__name__}([w, *small])
-optimizer.step()
-open("/proc/self/clear_refs", "w").write("5")
+    code = """
+import sys, torch, fused_optim
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
-before = peak()
-for _ in range(5): optimizer.step()
-print(peak() - before)
+params = [torch.zeros(n, requires_grad=True) for n in (25_000_000, *(10,) * 100)]
+for p in params: p.grad = torch.ones_like(p)
+for name in sys.argv[1:]:
+    optimizer = getattr(fused_optim, name)(params)
+    optimizer.step()
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+    for _ in range(5): optimizer.step()
+    print(name, peak() - before)
 """
-    result = python(code)
+    result = python(code, *(cls.__name__ for cls in FUSED))
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 1024, "kB"
+    grown = dict(line.split() for line in result.stdout.splitlines())
+    assert list(grown) == [cls.__name__ for cls in FUSED]
+    assert all(int(kilobytes) < 1024 for kilobytes in grown.values()), grown
 
 
 def test_a_gradient_of_other_strides_needs_no_copy():

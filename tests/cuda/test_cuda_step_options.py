@@ -120,7 +120,7 @@ def test_one_norm_and_one_decision_over_devices(optimizer_class, devices):
 
 
 def test_more_tensors_than_one_launch_holds(optimizer_class):
-    twins = CudaTwins(optimizer_class, ALL, shapes=[(1 + i % 13,) for i in range(3000)])
+    twins = CudaTwins(optimizer_class, ALL, shapes=[(1 + i % 13,) for i in range(900)])
     for _ in range(3):
         set_grads(twins.cpu_params, seed=twins.steps)
         for p, q in zip(twins.params, twins.cpu_params, strict=True):
