@@ -148,24 +148,31 @@ def test_rules_know_nothing_of_torch_python_or_cuda():
         assert not foreign, header.name
 
 
+#: The process's largest resident memory so far in kB, and since a reset.
+PEAK_MEMORY = """
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+def reset_peak():
+    open("/proc/self/clear_refs", "w").write("5")
+    return peak()
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_step_needs_no_memory_that_grows_with_the_model():
     """Peak resident memory of steps over 25M parameters, after the state exists."""
     code = """
 import sys, torch, fused_optim
-def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 params = [torch.zeros(n, requires_grad=True) for n in (25_000_000, *(10,) * 100)]
 for p in params: p.grad = torch.ones_like(p)
 for name in sys.argv[1:]:
     optimizer = getattr(fused_optim, name)(params)
     optimizer.step()
-    open("/proc/self/clear_refs", "w").write("5")
-    before = peak()
+    before = reset_peak()
     for _ in range(5): optimizer.step()
     print(name, peak() - before)
 """
-    result = python(code, *(cls.__name__ for cls in FUSED))
+    result = python(PEAK_MEMORY + code, *(cls.__name__ for cls in FUSED))
     assert result.returncode == 0, result.stderr
     grown = dict(line.split() for line in result.stdout.splitlines())
     assert list(grown) == [cls.__name__ for cls in FUSED]
@@ -179,15 +186,12 @@ w = torch.zeros(5000, 5000, requires_grad=True); w.grad = torch.ones_like(w).t()
 w.grad = torch.ones(5000, 5000).t()
 optimizer = fused_optim.SGD([w])
 optimizer.step()
-open("/proc/self/clear_refs", "w").write("5")
-def peak():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
-before = peak()
+before = reset_peak()
 optimizer.step()
 assert optimizer._fallback_reason is None
 print(peak() - before)
 """
-    result = python(code)
+    result = python(PEAK_MEMORY + code)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 1024, "kB"
 

@@ -18,7 +18,7 @@ def values(size, dtype, seed):
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def run(case, dtype, *, offset=0, one_by_one=False, steps=2):
+def run(case, dtype, *, offset=0, one_by_one=False, steps=3):
     """Steps from the same start; returns all parameters and states."""
     cls, options = case
     params = []
@@ -52,7 +52,7 @@ def test_one_result(case, dtype):
     reference = run(case, dtype)
     for isa in SUPPORTED_ISAS:
         _C.set_isa(isa)
-        for threads in (1, 3):
+        for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             assert_bitwise(run(case, dtype), reference)
         assert_bitwise(run(case, dtype, offset=1), reference)
