@@ -1,8 +1,7 @@
-"""fuse(), and the command line: `info` and `run`."""
+"""fuse(), replacing torch.optim's own classes, and `python -m fused_optim info`."""
 
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -100,48 +99,12 @@ def test_info():
         assert f"{cls.__name__} " in result.stdout
 
 
-def test_run_replaces_every_way_of_naming_a_class(tmp_path):
-    script = tmp_path / "train.py"
-    (tmp_path / "beside.py").write_text("value = 7\n")
-    script.write_text(
-        textwrap.dedent(
-            """
-            import sys
-            import torch
-            import torch.optim as optim
-            import torch.optim.adam as module
-            from torch.optim import Adam, SGD
-            import beside
-
-            assert __name__ == "__main__" and sys.argv == [sys.argv[0], "--epochs", "3"]
-            assert Adam is optim.Adam is module.Adam
-            w = torch.ones(3, requires_grad=True)
-            optimizer = Adam([w])
-            w.sum().backward()
-            optimizer.step()
-            assert isinstance(torch.optim.AdamW([w]), torch.optim.Adam)
-            print(type(optimizer).__module__, optimizer._fallback_reason, beside.value)
-            """
-        )
-    )
-    result = command("-m", "fused_optim", "run", str(script), "--epochs", "3")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["fused_optim.adam", "None", "7"]
-
-
-def test_run_passes_a_failing_script_through(tmp_path):
-    script = tmp_path / "broken.py"
-    script.write_text("import sys; sys.exit(3)")
-    assert command("-m", "fused_optim", "run", str(script)).returncode == 3
-    assert command("-m", "fused_optim", "run", str(tmp_path / "none.py")).returncode != 0
-
-
 def test_classes_survive_a_rebinding_of_torchs_names():
     """Code that rebinds torch.optim.Adam, `run` too, must not make a class its own parent."""
     result = command(
         "-c",
         "import fused_optim, torch\n"
-        "from fused_optim.script import replace_torch_classes\n"
+        "from fused_optim.process import replace_torch_classes\n"
         "before = fused_optim.Adam.__mro__\n"
         "replace_torch_classes(); replace_torch_classes()\n"
         "assert torch.optim.Adam is fused_optim.Adam\n"
