@@ -236,3 +236,75 @@ def test_run_passes_a_failing_script_through(tmp_path):
     script.write_text("import sys; sys.exit(3)")
     assert command("-m", "fused_optim", "run", str(script)).returncode == 3
     assert command("-m", "fused_optim", "run", str(tmp_path / "none.py")).returncode != 0
+
+
+# Prints which classes a process started from the script has, and starts some, as argv[1] says.
+PROCESSES = """
+    import multiprocessing, subprocess, sys
+    from concurrent.futures import ProcessPoolExecutor
+
+    from torch.optim import Adam
+    import beside
+
+    imported = (__name__, Adam.__module__, beside.SGD.__module__)
+
+    def report(*_):
+        from torch.optim import AdamW
+        print(*imported, AdamW.__module__, sys.argv[2:], flush=True)
+        return imported
+
+    def nest(method):
+        report()
+        child = multiprocessing.get_context(method).Process(target=report)
+        child.start()
+        child.join()
+        sys.exit(child.exitcode)
+
+    if __name__ == "__main__":
+        method = sys.argv[1]
+        context = multiprocessing.get_context(method)
+        context.set_forkserver_preload(["__main__", "beside"])
+        child = context.Process(target=nest, args=(method,))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            print(*pool.submit(report).result())
+        program = "import torch; print(torch.optim.Adam.__module__)"
+        subprocess.run([sys.executable, "-c", program], check=True)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_of_multiprocessing_are_fused(tmp_path, method):
+    """Children, their children and pools of processes, but no other programs."""
+    write(tmp_path / "script.py", PROCESSES)
+    write(tmp_path / "beside.py", "from torch.optim import SGD")
+    result = command(*RUN, "script.py", method, "--", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    imported = "__mp_main__ fused_optim.adam fused_optim.sgd"
+    assert result.stdout.splitlines() == [
+        *[f"{imported} fused_optim.adamw ['--']"] * 3,
+        imported,
+        "torch.optim.adam",
+    ]
+
+
+def test_a_fork_server_is_fused_where_the_script_asks_for_nothing(tmp_path):
+    write(
+        tmp_path / "script.py",
+        """
+        import multiprocessing
+        from torch.optim import Adam
+
+        def report():
+            print(__name__, Adam.__module__)
+
+        if __name__ == "__main__":
+            child = multiprocessing.get_context("forkserver").Process(target=report)
+            child.start()
+            child.join()
+        """,
+    )
+    result = command(*RUN, "script.py", cwd=tmp_path)
+    assert result.stdout.split() == ["__mp_main__", "fused_optim.adam"], result.stderr
