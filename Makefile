@@ -7,7 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc fused_optim -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.py' -o -name '*.pyi' | grep -v _build.py)
 
-.PHONY: bench test lint format sanitize cuda-build clean
+.PHONY: bench test lint format sanitize tsan cuda-build clean
+.DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
 	$(BIN)/python examples/digits.py
@@ -27,15 +28,38 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
 
-# The suite once under AddressSanitizer and UndefinedBehaviorSanitizer. The interpreter is not
-# instrumented, so its leaks are not looked for; the sanitizers' runtime must be loaded first.
+# The suite once under AddressSanitizer and UndefinedBehaviorSanitizer, and the CPU engine under
+# ThreadSanitizer. The interpreter is not instrumented, so its leaks are not looked for; the
+# sanitizers' runtime must be loaded first.
 SANITIZED := $(CURDIR)/build/sanitize
 SANITIZERS := env PYTHONPATH=$(SANITIZED)/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) $(shell gcc -print-file-name=libubsan.so)"
-sanitize: $(VENV)/.installed
+sanitize: $(VENV)/.installed tsan
 	FUSED_OPTIM_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED)/temp --build-lib $(SANITIZED)/lib
 	cd tests && $(SANITIZERS) $(abspath $(BIN))/python -c "import fused_optim._C as c; assert 'sanitize' in c.__file__, c.__file__"
 	$(SANITIZERS) $(BIN)/pytest -n auto -m "not process"
+
+# The CPU engine in a program of its own. Of torch it needs the headers only. Some Linux kernels
+# place memory where ThreadSanitizer cannot have it, unless addresses are not randomised.
+TSAN := build/tsan
+TSAN_OBJECTS := $(patsubst %.cpp,$(TSAN)/%.o,$(wildcard csrc/cpu/*.cpp tests/tsan/*.cpp))
+TSAN_FLAGS := -fsanitize=thread -O1 -g -std=c++20 -Wall -Wextra -pthread -Icsrc \
+  -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd
+tsan: $(TSAN)/cpu_engine
+	TSAN_OPTIONS=halt_on_error=1 $(shell setarch -R true 2>/dev/null && echo setarch -R) $<
+
+$(TSAN)/cpu_engine: $(TSAN_OBJECTS)
+	$(CXX) $(TSAN_FLAGS) $^ -o $@ -ldl
+
+$(TSAN)/%.o: %.cpp $(TSAN)/torch_includes
+	@mkdir -p $(@D)
+	$(CXX) $(TSAN_FLAGS) -MMD -MP @$(TSAN)/torch_includes -c $< -o $@
+
+$(TSAN)/torch_includes: $(VENV)/.torch
+	@mkdir -p $(@D)
+	$(BIN)/python -c "from torch.utils import cpp_extension as c; print(*('-isystem' + p for p in c.include_paths()))" > $@
+
+-include $(TSAN_OBJECTS:.o=.d)
 
 # The package with its CUDA kernels, in a second environment with a CUDA build of torch: compiled,
 # linked, imported and tested, with or without a GPU.

@@ -1,0 +1,49 @@
+// Steps of an optimizer as the engine sees them, without what gathers them from Python.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "table.h"
+
+namespace fused_optim::tsan {
+
+struct StepCase {
+  int rule;
+  Variant variant;
+  DType dtype;
+  bool is_strided;   // every other tensor's gradient, first state and average are
+  bool is_finished;  // gradients are zeroed and parameters averaged
+
+  std::string name() const;
+};
+
+/// All rules, variants, dtypes and options.
+std::vector<StepCase> step_cases();
+
+/// The tensors of a case, the same whenever they are made.
+class Tensors {
+ public:
+  explicit Tensors(const StepCase& kind);
+  Tensors(const Tensors&) = delete;  // the table points into `operands_`
+
+  /// Some steps, each with gradients of its own.
+  void run_steps();
+  bool has_same_bits(const Tensors& other) const;
+
+ private:
+  void add_groups();
+  void add_tensor(const Shape& shape, int64_t first);
+  void add_layout(const Shape& shape, TensorEntry& entry);
+  void add_scalar_states(int32_t row);
+  void begin_step(int step);
+
+  StepCase kind_;
+  Bytes operands_[kMaxOperands];
+  TensorTable table_;
+  std::vector<const TensorEntry*> bucket_;
+  std::vector<int64_t> ends_;
+};
+
+}  // namespace fused_optim::tsan
