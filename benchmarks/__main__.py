@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of each start and stop
 
@@ -21,7 +21,7 @@ from benchmarks import compare, memory, page, peers, plots, report, shapes
 from benchmarks.accuracy import measure_accuracy
 from benchmarks.busy import measure_busy
 from benchmarks.measure import Result, measure
-from benchmarks.peers import OPTIMIZERS, bytes_held
+from benchmarks.peers import DTYPES, OPTIMIZERS, bytes_held
 from benchmarks.training import AVERAGING, STEP, TRAINING
 from benchmarks.workloads import QUICK, Workload, count_sweep, load, size_sweep, standard
 
@@ -32,6 +32,9 @@ AVERAGED = ["Adam", "AdamW"]
 #: command line says which.
 EVERYWHERE = ["SGD+momentum", "Adam", "AdamW", "RMSprop"]
 ELSEWHERE = ["1000x1000", "resnet50", "25M"]
+#: What a whole run measures in half types, too.
+HALVES = ["bfloat16", "float16"]
+IN_HALVES = ["SGD+momentum", "Adam", "AdamW"]
 #: The sweeps are measured with one optimizer.
 SWEPT = "Adam"
 
@@ -47,6 +50,10 @@ def parse_arguments() -> argparse.Namespace:
         "--workload", action="append", help=f"a JSON file with shapes, or one of: {known}"
     )
     parser.add_argument("--optimizer", action="append", choices=list(OPTIMIZERS))
+    parser.add_argument(
+        "--dtype", action="append", choices=DTYPES,
+        help="may be given several times (default: float32; a whole run has a few rows of others)",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="rounds a workload (default: 25, quick: 6)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -65,42 +72,61 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
+class Row(NamedTuple):
+    """What one result is of."""
+
+    optimizer: str
+    workload: Workload
+    view: str = STEP
+    dtype: str = "float32"
+
+
 class Plan:
-    """What is measured: (optimizer, workload, view), and how many rounds each."""
+    """What is measured, and how many rounds each."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        known = standard(options.device)
+        self.known = known = standard(options.device)
         names = options.workload or (QUICK if options.quick else list(known))
         self.workloads = [known[n] if n in known else load(pathlib.Path(n)) for n in names]
         self.optimizers = options.optimizer or list(OPTIMIZERS)
+        self.dtypes = list(dict.fromkeys(options.dtype or ["float32"]))
         self.rounds = options.rounds or (6 if options.quick else 25)
-        elsewhere = [known[n] for n in ELSEWHERE if not options.quick]
-        is_asked = options.workload or options.optimizer
-        steps = [
-            (o, w, STEP)
+        self.is_asked = bool(options.workload or options.optimizer)
+        is_whole = not (self.is_asked or options.quick or options.dtype)
+        self.rows = [row for dtype in self.dtypes for row in self.rows_in(dtype)]
+        if is_whole:
+            elsewhere = [known[n] for n in ELSEWHERE]
+            self.rows += [Row(o, w, dtype=d) for d in HALVES for w in elsewhere for o in IN_HALVES]
+        self.sweep = [*count_sweep(), *size_sweep()] if is_whole else []
+
+    def rows_in(self, dtype: str) -> list[Row]:
+        """The steps of every workload, and of some with what surrounds them."""
+        elsewhere = [self.known[n] for n in ELSEWHERE if not self.options.quick]
+        chosen = [o for o in self.optimizers if self.is_asked or o in EVERYWHERE]
+        rows = [
+            Row(o, w, STEP, dtype)
             for w in self.workloads
             for o in self.optimizers
-            if is_asked or o in EVERYWHERE or w in elsewhere
+            if o in chosen or w in elsewhere
         ]
-        trained = [known[n] for n in TRAINED if known[n] in self.workloads]
-        if not options.quick:
-            names = [o for o in self.optimizers if is_asked or o in EVERYWHERE]
-            steps += [(o, w, TRAINING) for w in trained for o in names]
-            steps += [(o, w, AVERAGING) for w in trained for o in names if o in AVERAGED]
-        self.steps = steps
-        is_whole = not (options.workload or options.optimizer or options.quick)
-        self.sweep = [*count_sweep(), *size_sweep()] if is_whole else []
+        if not self.options.quick:
+            trained = [self.known[n] for n in TRAINED if self.known[n] in self.workloads]
+            averaged = [o for o in chosen if o in AVERAGED]
+            rows += [Row(o, w, TRAINING, dtype) for w in trained for o in chosen]
+            rows += [Row(o, w, AVERAGING, dtype) for w in trained for o in averaged]
+        return rows
 
     def run(self, progress: Progress) -> tuple[list[Result], list[Result]]:
         """The results, and those of the sweeps."""
-        total = self.rounds * (len(self.steps) + len(self.sweep))
+        total = self.rounds * (len(self.rows) + len(self.sweep))
         task = progress.add_task("", total=total)
 
-        def one(optimizer: str, workload: Workload, view: str) -> Result:
-            progress.update(task, description=f"{optimizer}, {workload.name}")
+        def one(row: Row) -> Result:
+            progress.update(task, description=f"{row.optimizer}, {row.workload.name}")
             result = measure(
-                optimizer, workload, self.rounds, self.options.threads, self.options.device, view,
+                row.optimizer, row.workload, self.rounds, self.options.threads,
+                self.options.device, row.view, row.dtype,
                 compiled=not self.options.quick,
                 after_round=lambda: progress.advance(task),
             )  # fmt: skip
@@ -108,14 +134,15 @@ class Plan:
                 torch.cuda.empty_cache()
             return result
 
-        order = {name: i for i, name in enumerate(self.optimizers)}
-        results = sorted((one(*s) for s in self.steps), key=lambda r: (r.view, order[r.optimizer]))
-        fitting = [w for w in self.sweep if self.fits(w)]
-        return results, [one(SWEPT, w, STEP) for w in fitting]
+        def order(r: Result) -> tuple[str, int, int]:
+            return r.view, DTYPES.index(r.dtype), self.optimizers.index(r.optimizer)
+
+        results = sorted(map(one, self.rows), key=order)
+        return results, [one(Row(SWEPT, w)) for w in self.sweep if self.fits(w)]
 
     def fits(self, workload: Workload) -> bool:
         """Whether memory holds two implementations and the roof."""
-        needed = 3 * workload.elements * bytes_held(SWEPT)
+        needed = 3 * workload.elements * bytes_held(SWEPT, "float32")
         return memory.available(self.options.device) > needed
 
 

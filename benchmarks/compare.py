@@ -12,6 +12,8 @@ from rich.table import Table
 
 from benchmarks.peers import OURS
 
+#: Optimizer, workload, dtype, view.
+Key = tuple[str, str, str, str]
 #: Smaller changes are not spoken of, however small the noise.
 SMALLEST = 0.05
 
@@ -20,7 +22,7 @@ SMALLEST = 0.05
 class Change:
     """Our time over a reference's, before and after, each with its spread over the rounds."""
 
-    key: tuple[str, str, str]
+    key: Key
     reference: str
     old: tuple[float, float, float]
     new: tuple[float, float, float]
@@ -48,6 +50,14 @@ def spread(row: dict[str, Any], reference: str) -> tuple[float, float, float]:
     return statistics.median(ratios), quantiles[0], quantiles[-1]
 
 
+def by_key(content: dict[str, Any]) -> dict[Key, dict[str, Any]]:
+    """The rows of a file. Older files name no dtype, as all was measured in float32."""
+    return {
+        (r["optimizer"], r["workload"], r.get("dtype", "float32"), r["view"]): r
+        for r in content["steps"]
+    }
+
+
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     """Of every row that both files have.
 
@@ -55,9 +65,6 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
     relative to the best of torch's implementations in the same round, in both files the one that
     was best in the old.
     """
-
-    def by_key(content: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
-        return {(r["optimizer"], r["workload"], r["view"]): r for r in content["steps"]}
 
     before, after = by_key(old), by_key(new)
     found = []
@@ -71,7 +78,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
 
 def table(rows: list[Change]) -> Table:
     shown = Table(title="our time relative to torch's best, beyond noise")
-    for column in ("optimizer", "workload", "view", "relative to", "old", "new", "change"):
+    for column in ("optimizer", "workload", "dtype", "view", "relative to", "old", "new", "change"):
         shown.add_column(column)
     for change in rows:
         values = [f"{m:.3f} ({low:.3f}-{high:.3f})" for m, low, high in (change.old, change.new)]

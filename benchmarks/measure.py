@@ -12,8 +12,16 @@ import torch
 from torch.utils.benchmark.utils.timer import timer as synchronized_clock
 
 from benchmarks import memory
-from benchmarks.peers import OPTIMIZERS, OURS, Implementation, bytes_held, implementations
-from benchmarks.training import AVERAGING, EXTRA_BYTES, STEP, in_one_call, in_torchs_calls
+from benchmarks.peers import (
+    OURS,
+    Implementation,
+    bytes_held,
+    bytes_moved,
+    bytes_of,
+    implementations,
+    wrong,
+)
+from benchmarks.training import AVERAGING, EXTRA_ACCESSES, STEP, in_one_call, in_torchs_calls
 from benchmarks.workloads import Workload
 
 #: A block of steps is timed at once, so that the timer's own cost doesn't count.
@@ -36,6 +44,7 @@ class Result:
     elements: int
     bytes_per_element: int
     view: str = STEP
+    dtype: str = "float32"
     samples: dict[str, list[float]] = field(default_factory=dict)
     #: On a GPU: until step() has returned, in seconds; on the CPU that is the step's time.
     host: dict[str, list[float]] = field(default_factory=dict)
@@ -43,6 +52,13 @@ class Result:
     extra_memory: dict[str, int] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    #: Implementations whose step does not do what it should, and why: no measure for ours.
+    wrong: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The optimizer, and the dtype if it is not float32."""
+        return self.optimizer if self.dtype == "float32" else f"{self.optimizer}, {self.dtype}"
 
     def median(self, name: str) -> float:
         return statistics.median(self.samples[name])
@@ -60,7 +76,8 @@ class Result:
 
     @property
     def best_torch(self) -> str:
-        return min((n for n in self.samples if n.startswith("torch ")), key=self.median)
+        names = (n for n in self.samples if n.startswith("torch ") and n not in self.wrong)
+        return min(names, key=self.median)
 
     @property
     def ratio(self) -> float:
@@ -95,10 +112,11 @@ class Result:
         return {**asdict(self), **derived, "roof_share": self.roof_share, "ratios": peers}
 
 
-def make_groups(workload: Workload, device: str) -> list[dict[str, Any]]:
+def make_groups(workload: Workload, device: str, dtype: str = "float32") -> list[dict[str, Any]]:
     """Parameters with random gradients, the same for every implementation."""
     generator = torch.Generator(device).manual_seed(0)
-    random = functools.partial(torch.randn, generator=generator, device=device)
+    made_of = {"device": device, "dtype": getattr(torch, dtype)}
+    random = functools.partial(torch.randn, generator=generator, **made_of)
     groups = []
     for shapes in workload.groups:
         params = [random(s).requires_grad_() for s in shapes]
@@ -135,10 +153,14 @@ class Stepper:
 
 
 def prepared(
-    implementation: Implementation, workload: Workload, device: str, view: str = STEP
+    implementation: Implementation,
+    workload: Workload,
+    device: str,
+    view: str = STEP,
+    dtype: str = "float32",
 ) -> Stepper:
     """The implementation's step on parameters of its own, warmed up."""
-    groups = make_groups(workload, device)
+    groups = make_groups(workload, device, dtype)
     optimizer = implementation.build(groups)
     for _ in range(2):
         optimizer.step()
@@ -162,7 +184,8 @@ def prepared(
 def prepare_all(result: Result, workload: Workload, compiled: bool) -> dict[str, Stepper]:
     """A stepper for every implementation that works and that memory has room for."""
     steppers: dict[str, Stepper] = {}
-    needed = workload.elements * (bytes_held(result.optimizer) + 4 * (result.view == AVERAGING))
+    average = bytes_of(result.dtype) * (result.view == AVERAGING)
+    needed = workload.elements * (bytes_held(result.optimizer, result.dtype) + average)
     # The roof's tensors, and what torch's own implementations allocate in a step.
     reserve = workload.elements * result.bytes_per_element + needed
     for implementation in implementations(result.optimizer, result.device, compiled):
@@ -173,7 +196,12 @@ def prepare_all(result: Result, workload: Workload, compiled: bool) -> dict[str,
             result.errors[name] = "left out: no memory for one more"
         else:
             try:
-                steppers[name] = prepared(implementation, workload, result.device, result.view)
+                reason = wrong(implementation, result.dtype, result.device)
+                steppers[name] = prepared(
+                    implementation, workload, result.device, result.view, result.dtype
+                )
+                if reason:
+                    result.wrong[name] = reason
             except Exception as error:  # a peer that fails is reported, the run goes on
                 if name == OURS:
                     raise
@@ -188,13 +216,14 @@ def measure(
     threads: int,
     device: str = "cpu",
     view: str = STEP,
+    dtype: str = "float32",
     compiled: bool = True,
     after_round: Callable[[], object] = lambda: None,
 ) -> Result:
     """Times every implementation, one block each a round, in an order that turns."""
-    moved = OPTIMIZERS[optimizer][2] + EXTRA_BYTES[view]
+    moved = bytes_moved(optimizer, dtype) + EXTRA_ACCESSES[view] * bytes_of(dtype)
     counts = (workload.tensors, workload.elements, moved)
-    result = Result(workload.name, optimizer, device, *counts, view=view)
+    result = Result(workload.name, optimizer, device, *counts, view=view, dtype=dtype)
     steppers = prepare_all(result, workload, compiled)
     if view == STEP:
         for name, stepper in steppers.items():

@@ -54,23 +54,25 @@ def _plot_ratios(path: pathlib.Path, content: Content, views: list[str]) -> bool
     results = [r for r in content.results if r.view in views]
     if not results:
         return False
-    panels = list(dict.fromkeys((r.optimizer, r.view) for r in results))
+    panels = list(dict.fromkeys((r.label, r.view) for r in results))
     workloads = list(dict.fromkeys(r.workload for r in results))
     names = [n for n in COLORS if n != OURS and any(n in r.samples for r in results)]
     width = max(9.0, 0.16 * len(workloads) * (len(names) + 1) + 1.5)
     figure, axes = plt.subplots(
         len(panels), 1, figsize=(width, 2.7 * len(panels) + 1.2), squeeze=False
     )
-    for axis, (optimizer, view) in zip(axes[:, 0], panels, strict=True):
-        rows = [r for r in results if (r.optimizer, r.view) == (optimizer, view)]
+    for axis, (label, view) in zip(axes[:, 0], panels, strict=True):
+        rows = [r for r in results if (r.label, r.view) == (label, view)]
         _draw_ratios(axis, rows, workloads, names)
-        title = optimizer if view == STEP else f"{optimizer}: {view}"
+        title = label if view == STEP else f"{label}: {view}"
         axis.set_title(title, loc="left", fontweight="bold")
     handles = {}
     for axis in axes[:, 0]:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     handles = {name: handles[name] for name in names if name in handles}
-    figure.suptitle("times faster than others: fused_optim, float32 (dashed: equal)")
+    figure.suptitle(
+        "times faster than others: fused_optim, float32 where no other is named (dashed: equal)"
+    )
     figure.legend(
         handles.values(), handles.keys(), loc="lower center", ncols=min(5, len(handles)),
         bbox_to_anchor=(0.5, 0.02), fontsize=8,
@@ -84,7 +86,7 @@ def _draw_ratios(axis: Any, rows: list[Result], workloads: list[str], names: lis
     """One optimizer's bars: each workload's stand together, without gaps where a peer lacks."""
     bar = 0.85 / max(1, len(names))
     for row in rows:
-        present = [n for n in names if n in row.samples]
+        present = [n for n in names if n in row.samples and n not in row.wrong]
         center = workloads.index(row.workload)
         for i, name in enumerate(present):
             height = 1 / statistics.median(row.ratios(name))
@@ -111,7 +113,7 @@ def plot_bandwidth(path: pathlib.Path, content: Content) -> bool:
     if not rows:
         return False
     figure, axis = plt.subplots(figsize=(9, 0.36 * len(rows) + 1.8))
-    labels = [f"{r.optimizer}, {r.workload}" for r in rows]
+    labels = [f"{r.label}, {r.workload}" for r in rows]
     drawn = axis.barh(labels, [100 * (r.roof_share or 0) for r in rows], color=COLORS[OURS])
     axis.bar_label(
         drawn, [f"{r.bandwidth / 1e9:.0f} GB/s" for r in rows], label_type="center", fontsize=8,

@@ -101,20 +101,28 @@ def names_of(results: list[Result]) -> list[str]:
     return first + sorted(measured - {*first})
 
 
+def time_cell(result: Result, name: str) -> str:
+    """Milliseconds a step, in red those of a step that does not do what it should."""
+    if name not in result.samples:
+        return "-"
+    text = milliseconds(result.median(name))
+    return f"[bold red]{text} WRONG[/bold red]" if name in result.wrong else text
+
+
 def step_table(results: list[Result], title: str) -> Table:
     """Medians of every implementation and ours against the best of torch's."""
     names = names_of(results)
     table = Table(title=title)
-    for column in ("optimizer", "workload"):
+    for column in ("optimizer", "workload", "dtype"):
         table.add_column(column, no_wrap=True)
     for column in (*names, "ratio", "p10-p90", "GB/s", "of roof"):
         table.add_column(column, justify="right")
     for r in results:
-        cells = [milliseconds(r.median(n)) if n in r.samples else "-" for n in names]
+        cells = [time_cell(r, n) for n in names]
         _, low, high = r.quantiles(r.best_torch)
         share = "-" if r.roof_share is None else f"{r.roof_share:.0%}"
         table.add_row(
-            r.optimizer, r.workload, *cells, f"[bold]{r.ratio:.2f}[/bold]",
+            r.optimizer, r.workload, r.dtype, *cells, f"[bold]{r.ratio:.2f}[/bold]",
             f"{low:.2f}-{high:.2f}", f"{r.bandwidth / 1e9:.1f}", share,
         )  # fmt: skip
     return table
@@ -127,7 +135,7 @@ def cost_table(results: list[Result]) -> Table:
     calls = "kernel launches" if on_gpu else "torch operators"
     what = f"a step's {calls}, peak extra memory" + (", host time in ms" if on_gpu else "")
     table = Table(title=what)
-    for column in ("optimizer", "workload", "B/element"):
+    for column in ("optimizer", "workload", "dtype", "B/element"):
         table.add_column(column, no_wrap=True)
     for column in names:
         table.add_column(column, justify="right")
@@ -141,7 +149,7 @@ def cost_table(results: list[Result]) -> Table:
             if name in r.host:
                 parts.append(milliseconds(sorted(r.host[name])[len(r.host[name]) // 2]))
             cells.append(", ".join(parts))
-        table.add_row(r.optimizer, r.workload, str(r.bytes_per_element), *cells)
+        table.add_row(r.optimizer, r.workload, r.dtype, str(r.bytes_per_element), *cells)
     return table
 
 
@@ -179,15 +187,15 @@ def busy_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def remarks(content: Content) -> list[str]:
-    """What was not measured, and why; a line each."""
+    """What was not measured or does not count, and why; a line each."""
     lines = []
     if content.absent:
         lines.append(f"not installed: {', '.join(content.absent)}")
     seen: dict[tuple[str, str], list[str]] = {}
     for r in content.results:
-        for name, error in r.errors.items():
-            seen.setdefault((name, error), []).append(f"{r.optimizer} on {r.workload}")
-    lines += [f"{name}: {error} ({', '.join(rows)})" for (name, error), rows in seen.items()]
+        for name, reason in (r.errors | r.wrong).items():
+            seen.setdefault((name, reason), []).append(f"{r.label} on {r.workload}")
+    lines += [f"{name}: {reason} ({', '.join(rows)})" for (name, reason), rows in seen.items()]
     for optimizer, rows in content.accuracy.items():
         failed = {name: row["failed"] for name, row in rows.items() if "failed" in row}
         lines += [f"{name}, accuracy of {optimizer}: {why}" for name, why in failed.items()]

@@ -10,9 +10,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 #: The views: the step alone; clipping, step and zero_grad; the same with an average.
 STEP, TRAINING, AVERAGING = "step", "clip + step + zero_grad", "clip + step + zero_grad + average"
 VIEWS = [STEP, TRAINING, AVERAGING]
-#: Bytes an element that they move in float32 besides the step's: the norm reads the gradient,
-#: zeroing writes it, averaging reads and writes the average.
-EXTRA_BYTES = {STEP: 0, TRAINING: 4 + 4, AVERAGING: 4 + 4 + 8}
+#: Their accesses to memory for an element besides the step's: the norm reads the gradient, zeroing
+#: writes it, averaging reads and writes the average.
+EXTRA_ACCESSES = {STEP: 0, TRAINING: 1 + 1, AVERAGING: 1 + 1 + 2}
 
 MAX_NORM, DECAY = 1.0, 0.999
 

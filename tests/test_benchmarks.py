@@ -14,6 +14,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import __main__ as command_line  # noqa: E402
 from benchmarks import (  # noqa: E402
     accuracy,
     compare,
@@ -93,10 +94,10 @@ def test_sweeps_and_training_view_and_plots(tmp_path):
     assert [r.elements for r in content.sweep] == [1000, 3000, 64, 256]
     assert plots.plot_scaling(tmp_path / "scaling.png", content)
     assert not plots.plot_bandwidth(tmp_path / "bandwidth.png", content)
-    for view, extra in ((training.TRAINING, 8), (training.AVERAGING, 16)):
+    for view, bytes_ in ((training.TRAINING, 20 + 8), (training.AVERAGING, 20 + 16)):
         trained = measure.measure("SGD+momentum", small[1], 3, 1, view=view, compiled=False)
         assert trained.ratio > 0 and not trained.calls
-        assert trained.bytes_per_element == peers.OPTIMIZERS["SGD+momentum"][2] + extra
+        assert trained.bytes_per_element == bytes_
         content.results.append(trained)
     assert plots.plot_training(tmp_path / "training.png", content)
     assert not plots.plot_ratios(tmp_path / "ratios.png", content)
@@ -143,6 +144,83 @@ def test_shapes_of_a_users_model(tmp_path):
         assert result.returncode == 0, result.stderr
         assert workloads.load(written) == workloads.Workload(function, groups)
     assert run("shapes", str(script)).returncode == 2
+
+
+@pytest.mark.parametrize("dtype", peers.DTYPES)
+def test_bytes_follow_the_dtype(dtype):
+    size = peers.bytes_of(dtype)
+    assert size == getattr(torch, dtype).itemsize
+    assert peers.bytes_moved("Adam", dtype) == 7 * size
+    assert peers.bytes_moved("SGD+momentum", dtype) == 5 * size
+    assert peers.bytes_moved("NAdam", dtype) == 7 * size  # mu_product is one element
+    assert peers.bytes_held("Adam", dtype) == 4 * size
+    workload = workloads.Workload("w", [[(300,)], [(40, 2)]])
+    for group in measure.make_groups(workload, "cpu", dtype):
+        for p in group["params"]:
+            assert p.dtype == p.grad.dtype == getattr(torch, dtype) and p.grad.any()
+    result = measure.measure("Adam", workload, 2, 1, dtype=dtype, compiled=False)
+    assert (result.dtype, result.bytes_per_element) == (dtype, 7 * size)
+    trained = measure.measure("Adam", workload, 2, 1, "cpu", training.AVERAGING, dtype, False)
+    assert trained.bytes_per_element == 11 * size
+
+
+def test_dtypes_are_told_apart_in_tables_json_and_comparisons(tmp_path):
+    result = run(
+        "--quick", "--workload", "100x64", "--optimizer", "SGD+momentum", "--rounds", "3",
+        "--dtype", "bfloat16", "--dtype", "float32", "--dtype", "bfloat16", "--output",
+        str(tmp_path), "--report", str(tmp_path / "report.html"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "steps.json").read_text())
+    assert [row["dtype"] for row in content["steps"]] == ["float32", "bfloat16"]
+    assert [row["bytes_per_element"] for row in content["steps"]] == [20, 10]
+    assert "bfloat16" in result.stdout
+    same = compare.changes(content, content)
+    assert [change.key[2] for change in same] == ["float32", "bfloat16"]
+    assert all(change.factor == 1 for change in same)
+    old = copy.deepcopy(content)
+    old["steps"] = [row for row in old["steps"] if row.pop("dtype") == "float32"]
+    (change,) = compare.changes(old, content)
+    assert change.key == ("SGD+momentum", "100 x 64", "float32", training.STEP)
+
+
+def options_of(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    return command_line.parse_arguments()
+
+
+def test_half_types_are_a_small_part_of_a_whole_run(monkeypatch):
+    plan = command_line.Plan(options_of(monkeypatch))
+    halves = [row for row in plan.rows if row.dtype != "float32"]
+    assert {row.dtype for row in halves} == {"bfloat16", "float16"}
+    assert {"Adam", "AdamW", "SGD+momentum"} == {row.optimizer for row in halves}
+    whole = len(plan.rows) + len(plan.sweep)
+    assert len(halves) <= (whole - len(halves)) / 4
+    assert all(
+        r.dtype == "float32" for r in command_line.Plan(options_of(monkeypatch, "--quick")).rows
+    )
+    asked = command_line.Plan(options_of(monkeypatch, "--dtype", "float16"))
+    assert asked.rows and {row.dtype for row in asked.rows} == {"float16"} and not asked.sweep
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_step_that_leaves_elements_out_is_not_the_best_of_torchs(dtype):
+    """What torch's fused SGD does to half types decides, in the torch that is installed."""
+    from benchmarks import report
+
+    param = torch.ones(1024, dtype=getattr(torch, dtype), requires_grad=True)
+    param.grad = torch.ones_like(param)
+    torch.optim.SGD([param], lr=0.5, fused=True).step()
+    is_wrong = bool((param == 1).any())
+    small = workloads.Workload("w", [[(64,)]])
+    result = measure.measure("SGD+momentum", small, 2, 1, dtype=dtype, compiled=False)
+    assert ("torch fused" in result.wrong) == is_wrong
+    result.samples["torch fused"] = [1e-9, 1e-9]  # by far the fastest
+    assert (result.best_torch == "torch fused") != is_wrong
+    assert ("WRONG" in report.time_cell(result, "torch fused")) == is_wrong
+    lines = report.remarks(report.Content({}, [result]))
+    assert any("leaves elements unchanged" in line for line in lines) == is_wrong
+    assert not measure.measure("Adam", small, 2, 1, dtype=dtype, compiled=False).wrong
 
 
 def test_compare_finds_a_regression_and_not_noise(tiny_run, tmp_path):
