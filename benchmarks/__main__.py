@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of each start and stop
 
@@ -117,8 +117,8 @@ class Plan:
             rows += [Row(o, w, AVERAGING, dtype) for w in trained for o in averaged]
         return rows
 
-    def run(self, progress: Progress) -> tuple[list[Result], list[Result]]:
-        """The results, and those of the sweeps."""
+    def run(self, progress: Progress, content: report.Content) -> None:
+        """Adds the results and those of the sweeps, each as soon as there is one."""
         total = self.rounds * (len(self.rows) + len(self.sweep))
         task = progress.add_task("", total=total)
 
@@ -137,8 +137,10 @@ class Plan:
         def order(r: Result) -> tuple[str, int, int]:
             return r.view, DTYPES.index(r.dtype), self.optimizers.index(r.optimizer)
 
-        results = sorted(map(one, self.rows), key=order)
-        return results, [one(Row(SWEPT, w)) for w in self.sweep if self.fits(w)]
+        for row in self.rows:
+            content.results.append(one(row))
+            content.results.sort(key=order)
+        content.sweep += (one(Row(SWEPT, w)) for w in self.sweep if self.fits(w))
 
     def fits(self, workload: Workload) -> bool:
         """Whether memory holds two implementations and the roof."""
@@ -146,13 +148,27 @@ class Plan:
         return memory.available(self.options.device) > needed
 
 
-def run_accuracy(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    rows = {}
+def run_steps(options: argparse.Namespace, content: report.Content, console: Console) -> None:
+    content.absent = peers.absent(options.device)
+    columns = (
+        TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        Plan(options).run(progress, content)
+
+
+def run_accuracy(options: argparse.Namespace, content: report.Content, console: Console) -> None:
     quick = EVERYWHERE if options.quick and not options.workload else list(OPTIMIZERS)
     for optimizer in options.optimizer or quick:
         console.print(f"accuracy of {optimizer} after 100 steps")
-        rows[optimizer] = measure_accuracy(optimizer, options.device, not options.quick)
-    return rows
+        rows = measure_accuracy(optimizer, options.device, not options.quick)
+        content.accuracy[optimizer] = rows
+
+
+def run_busy(options: argparse.Namespace, content: report.Content, console: Console) -> None:
+    for name in ("100x64", "1000x1000"):
+        console.print(f"500 steps of {name} beside 0, 1 and 2 busy processes")
+        content.busy += measure_busy(standard("cpu")[name], steps=500, threads=options.threads)
 
 
 def write(options: argparse.Namespace, content: report.Content) -> None:
@@ -178,22 +194,17 @@ def main() -> None:
     console = Console(stderr=True)
     torch.set_num_threads(options.threads)
     content = report.Content(report.machine(options.threads, options.device))
-    if options.busy:
-        for name in ("100x64", "1000x1000"):
-            console.print(f"500 steps of {name} beside 0, 1 and 2 busy processes")
-            content.busy += measure_busy(standard("cpu")[name], steps=500, threads=options.threads)
-    else:
-        content.absent = peers.absent(options.device)
-        columns = (
-            TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=console) as progress:
-            content.results, content.sweep = Plan(options).run(progress)
-        content.accuracy = run_accuracy(options, console)
+    interrupted = False
+    try:
+        for run in [run_busy] if options.busy else [run_steps, run_accuracy]:
+            run(options, content, console)
+    except KeyboardInterrupt:
+        console.print("interrupted: what there is until now")
+        interrupted = True
     report.print_tables(Console(width=max(170, Console().width)), content)
     write(options, content)
     console.print(f"JSON and plots are in {options.output}/")
+    sys.exit(130 if interrupted else 0)
 
 
 if __name__ == "__main__":

@@ -203,6 +203,27 @@ def test_half_types_are_a_small_part_of_a_whole_run(monkeypatch):
     assert asked.rows and {row.dtype for row in asked.rows} == {"float16"} and not asked.sweep
 
 
+def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path, capsys):
+    real = command_line.measure
+
+    def interrupted(optimizer, *arguments, **options):
+        if optimizer == "AdamW":
+            raise KeyboardInterrupt
+        return real(optimizer, *arguments, **options)
+
+    monkeypatch.setattr(command_line, "measure", interrupted)
+    options_of(
+        monkeypatch, "--quick", "--workload", "100x64", "--optimizer", "Adam", "--optimizer",
+        "AdamW", "--optimizer", "Lion", "--rounds", "2", "--output", str(tmp_path),
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    assert end.value.code == 130
+    content = json.loads((tmp_path / "steps.json").read_text())
+    assert [row["optimizer"] for row in content["steps"]] == ["Adam"]
+    assert "Adam" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_step_that_leaves_elements_out_is_not_the_best_of_torchs(dtype):
     """What torch's fused SGD does to half types decides, in the torch that is installed."""
