@@ -61,9 +61,11 @@ part() { # NAME SECONDS COMMAND...: runs it into NAME.log, within what is left
     echo "$name: LEFT OUT, no time" | tee -a "$summary"
     return
   fi
-  # A shell in the background has its children ignore interrupts; this one's must not.
+  # A shell in the background has its children ignore interrupts; this one's must not. timeout
+  # interrupts its child and then the child's whole group: with a shell between them, the command
+  # is interrupted once, and not a second time while it writes what it has found.
   env --default-signal=INT timeout -s INT -k "$grace" $((limit < left ? limit : left)) \
-    "$@" >"$log" 2>&1 </dev/null || code=$?
+    sh -c 'trap : INT; "$@"; exit $?' sh "$@" >"$log" 2>&1 </dev/null || code=$?
   case $code in
     0) status=passed ;;
     5) status="SKIPPED, nothing to run" ;; # pytest's word for it
