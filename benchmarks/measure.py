@@ -113,7 +113,8 @@ class Result:
 
 
 def make_groups(workload: Workload, device: str, dtype: str = "float32") -> list[dict[str, Any]]:
-    """Parameters with random gradients, the same for every implementation."""
+    """Parameters with random gradients, the same for every implementation; rows whose gradients
+    are zero are scattered, as words are."""
     generator = torch.Generator(device).manual_seed(0)
     made_of = {"device": device, "dtype": getattr(torch, dtype)}
     random = functools.partial(torch.randn, generator=generator, **made_of)
@@ -122,6 +123,9 @@ def make_groups(workload: Workload, device: str, dtype: str = "float32") -> list
         params = [random(s).requires_grad_() for s in shapes]
         for p in params:
             p.grad = random(p.shape)
+            if workload.nonzero_rows < 1:
+                rows = torch.rand(len(p), generator=generator, device=device)
+                p.grad[rows >= workload.nonzero_rows] = 0
         groups.append({"params": params})
     return groups
 

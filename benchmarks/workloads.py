@@ -16,6 +16,9 @@ class Workload:
 
     name: str
     groups: list[list[Shape]]
+    #: The share of rows whose gradient is not zero. As the gradients stay the same, moments of the
+    #: other rows are zero, too.
+    nonzero_rows: float = 1.0
 
     @property
     def elements(self) -> int:
@@ -41,6 +44,12 @@ def many_groups() -> Workload:
     return Workload("465 groups", [[(size,)] for size in sizes])
 
 
+def embedding() -> Workload:
+    """BERT's word embedding. A batch holds few of the words, and an embedding has a gradient of
+    zero for each row that is not looked up: dense, as ``torch.nn.Embedding`` makes it."""
+    return Workload("row-sparse embedding", [[(30_522, 768)]], nonzero_rows=0.1)
+
+
 def standard(device: str) -> dict[str, Workload]:
     """The workloads by the names that the command line takes."""
     workloads = {
@@ -56,6 +65,7 @@ def standard(device: str) -> dict[str, Workload]:
         "vit_b_16": load(FILES / "vit_b_16.json"),
         "gpt2": load(FILES / "gpt2.json"),
         "25M": Workload("1 x 25M", [[(25_000_000,)]]),
+        "embedding": embedding(),
     }
     if device == "cuda":
         workloads["llama_3_2_1b"] = load(FILES / "llama_3_2_1b.json")

@@ -164,6 +164,27 @@ def test_bytes_follow_the_dtype(dtype):
     assert trained.bytes_per_element == 11 * size
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_without_a_gradient_have_no_moments_either(dtype):
+    embedding = workloads.standard("cpu")["embedding"]
+    assert (embedding.elements, embedding.nonzero_rows) == (30_522 * 768, 0.1)
+    small = workloads.Workload("w", [[(1000, 8)]], nonzero_rows=0.1)
+    for implementation in peers.implementations("Adam", "cpu", compiled=False):
+        groups = measure.make_groups(small, "cpu", dtype)
+        (param,) = groups[0]["params"]
+        optimizer = implementation.build(groups)
+        for _ in range(3):
+            optimizer.step()
+        zero = (param.grad == 0).all(dim=1)
+        assert 850 < zero.sum() < 950 and param.grad[~zero].any(dim=1).all()
+        assert not zero[:850].all() and not zero[-850:].all()
+        for name in ("exp_avg", "exp_avg_sq"):
+            moment = optimizer.state[param][name]
+            assert not moment[zero].any() and moment[~zero].any(dim=1).all()
+    (dense,) = measure.make_groups(workloads.Workload("w", [[(1000, 8)]]), "cpu")
+    assert (dense["params"][0].grad != 0).any(dim=1).all()
+
+
 def test_dtypes_are_told_apart_in_tables_json_and_comparisons(tmp_path):
     result = run(
         "--quick", "--workload", "100x64", "--optimizer", "SGD+momentum", "--rounds", "3",
