@@ -2,6 +2,7 @@
 #include <c10/core/TensorImpl.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <cstdlib>
@@ -11,87 +12,54 @@
 #include "cuda/engine.h"
 #include "cuda/host_run.h"
 #include "decide.h"
+#include "exchange.h"
 #include "finish.h"
 #include "gather.h"
+#include "gather_options.h"
 #include "launch.h"
 #include "lookup.h"
 #include "norm/total_norm.h"
 #include "rules/registry.h"
+#include "step.h"
 
 namespace py = pybind11;
 
 namespace fused_optim {
 namespace {
 
-// The GIL is released where the step takes milliseconds, and where keeping the tensors alive
-// without it (0.3 us a parameter) costs little beside its update: 16,384 elements take 7 us.
-constexpr int64_t kReleaseGilElements = 1 << 22;
-constexpr int64_t kReleaseGilElementsPerTensor = 1 << 14;
-
-/// Owns what a step borrows while other Python threads may drop their references to it.
-class KeepAlive {
- public:
-  explicit KeepAlive(const Gathered& gathered) {
-    for (const auto* tensors : {&gathered.written, &gathered.read})
-      for (c10::TensorImpl* tensor : *tensors)
-        tensors_.push_back(
-            c10::intrusive_ptr<c10::TensorImpl>::unsafe_reclaim_from_nonowning(tensor));
-    for (const NewState& created : gathered.new_states) {
-      objects_.push_back(py::reinterpret_borrow<py::object>(created.param));
-      objects_.push_back(py::reinterpret_borrow<py::object>(created.existing));
-    }
-  }
-
- private:
-  std::vector<c10::intrusive_ptr<c10::TensorImpl>> tensors_;
-  std::vector<py::object> objects_;
-};
-
-/// Launches on a GPU don't take the host long enough.
-bool is_worth_releasing_gil(const TensorTable& table) {
-  int64_t elements = 0, tensors = 0;
-  for (const TensorEntry& entry : table.entries) {
-    if (entry.device.kind != DeviceKind::CPU) continue;
-    elements += entry.numel;
-    ++tensors;
-  }
-  return elements >= kReleaseGilElements && elements >= kReleaseGilElementsPerTensor * tensors;
+/// Code of a tensor subclass that an operation has called failed: pybind11's way of saying it.
+[[noreturn]] void rethrow(python_error& error) {
+  error.restore();
+  throw py::error_already_set();
 }
 
-void step_gathered(Gathered& gathered, const Amp& amp, StepOptions& options, PyObject* state) {
-  prepare(gathered.table);
-  std::optional<KeepAlive> keep_alive;
-  if (is_worth_releasing_gil(gathered.table)) keep_alive.emplace(gathered);
-  const auto without_gil = [&](auto work) {
-    std::optional<py::gil_scoped_release> no_gil;
-    if (keep_alive) no_gil.emplace();
-    return work();
-  };
-  if (!without_gil([&] { return decide(gathered, amp, options); })) {
-    finish_skipped(gathered);
-    return;
-  }
-  commit(gathered, state);
-  without_gil([&] { launch(gathered.table); });
-  finish(gathered);
+/// The tensor in a Python object. Throws TypeError where it is none.
+const at::Tensor& tensor_in(const py::handle& object) {
+  if (!is_tensor(object.ptr()))
+    throw py::type_error(std::string("expected a Tensor, not ") + Py_TYPE(object.ptr())->tp_name);
+  return THPVariable_Unpack(object.ptr());
 }
 
-/// None, or why torch's own step has to do it.
-py::object step(int rule, const py::object& param_groups, const py::object& state,
+/// None, or why torch's own step has to do it. `name`: the optimizer's, for errors.
+py::object step(int rule, const char* name, const py::object& param_groups, const py::object& state,
                 const py::object& grad_scale, const py::object& found_inf, StepOptions* asked) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
-  StepOptions none;
-  StepOptions& options = asked == nullptr ? none : *asked;
+  // As they are now: what runs meanwhile may change them.
+  const StepOptions options = asked == nullptr ? StepOptions() : *asked;
+  Found found{options.grad_norm, options.skipped_steps};
   try {
     Amp amp(grad_scale.ptr(), found_inf.ptr());
     if (amp.has_overflowed() && !options.any()) return py::none();
-    Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), amp, options);
-    step_gathered(gathered, amp, options, state.ptr());
+    Gathered gathered = gather(rule, name, param_groups.ptr(), state.ptr(), amp, options);
+    step_gathered(gathered, amp, options, state.ptr(), found);
+    if (asked != nullptr) asked->publish(found);
     return py::none();
   } catch (const NotFused& reason) {
     return py::str(reason.what());
   } catch (const PythonError&) {
     throw py::error_already_set();
+  } catch (python_error& error) {
+    rethrow(error);
   }
 }
 
@@ -102,12 +70,13 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
                  uint32_t blocks, uint32_t threads) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
   const auto address = [](const py::object& tensor) {
-    return tensor.is_none() ? nullptr : THPVariable_Unpack(tensor.ptr()).const_data_ptr<float>();
+    return tensor.is_none() ? nullptr : tensor_in(tensor).const_data_ptr<float>();
   };
   StepOptions options = asked == nullptr ? StepOptions() : *asked;
   DeviceInputs inputs{address(grad_scale), address(found_inf)};
   Amp amp(Py_None, Py_None);
-  Gathered gathered = gather(rule, param_groups.ptr(), state.ptr(), amp, options);
+  Gathered gathered =
+      gather(rule, kRules[rule].name, param_groups.ptr(), state.ptr(), amp, options);
   for (const HostStep& step : gathered.steps)
     if (step.dtype == DType::Float32)
       gathered.table.entries[step.entry].device_step = static_cast<float*>(step.data);
@@ -122,7 +91,9 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
     conclusion.draw(cuda::norm_on_host(gathered.gradients, options.norm_type(), blocks));
     inputs.decision = &decision;
   }
-  commit(gathered, state.ptr());
+  NewStateObjects created(gathered.new_states);
+  created.link(state.ptr());
+  commit(gathered);
   int launches = 0;
   for_each_bucket(gathered.table, [&](const Bucket& bucket) {
     launches += cuda::run_on_host(bucket, inputs, blocks, threads);
@@ -136,6 +107,11 @@ py::object wrap(const at::Tensor& tensor) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
 }
 
+void bump_versions(PyObject* tensors) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(tensors); ++i)
+    THPVariable_Unpack(PyList_GET_ITEM(tensors, i)).unsafeGetTensorImpl()->bump_version();
+}
+
 /// The norm of a list of gradients as float64, or why the kernels don't take it.
 py::object grad_norm(const py::object& gradients, double norm_type) {
   try {
@@ -146,12 +122,16 @@ py::object grad_norm(const py::object& gradients, double norm_type) {
   }
 }
 
-/// Scales a list of gradients that grad_norm took, by the norm that it gave.
-void clip_grads(const py::object& gradients, const py::object& norm, double max_norm) {
-  const Gradients read = read_gradients(gradients.ptr());
-  if (!clip(read, THPVariable_Unpack(norm.ptr()), max_norm)) return;
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(gradients.ptr()); ++i)
-    THPVariable_Unpack(PyList_GET_ITEM(gradients.ptr(), i)).unsafeGetTensorImpl()->bump_version();
+/// Scales a list of gradients that grad_norm took, by the norm that it gave. None, or why the
+/// kernels don't take them.
+py::object clip_grads(const py::object& gradients, const py::object& norm, double max_norm) {
+  try {
+    const Gradients read = read_gradients(gradients.ptr(), /*are_written=*/true);
+    if (clip(read, tensor_in(norm), max_norm)) bump_versions(gradients.ptr());
+    return py::none();
+  } catch (const NotFused& reason) {
+    return py::str(reason.what());
+  }
 }
 
 /// Both at once through the CUDA kernels' bodies on the host. Returns the norm.
@@ -161,6 +141,18 @@ double clip_on_host(const py::object& gradients, double norm_type, double max_no
   const double norm = cuda::norm_on_host(read, read_norm_type(norm_type, gradients.ptr()), blocks);
   cuda::scale_on_host(read, norm, max_norm, blocks);
   return norm;
+}
+
+/// Gives each parameter its gradient, None for none, without the checks of `p.grad = ...`: as one
+/// call that runs no Python code before all have theirs.
+void set_grads(const py::list& params, const py::list& grads) {
+  if (params.size() != grads.size()) throw py::value_error("as many gradients as parameters");
+  std::vector<std::pair<at::Tensor, at::Tensor>> pairs;
+  for (size_t i = 0; i < params.size(); ++i)
+    pairs.emplace_back(tensor_in(params[i]),
+                       grads[i].is_none() ? at::Tensor() : tensor_in(grads[i]));
+  // Swapped: what is replaced goes when all is done, as dropping a tensor may run a finalizer.
+  for (auto& [param, grad] : pairs) std::swap(param.mutable_grad(), grad);
 }
 
 std::vector<std::string> rules() {
@@ -184,8 +176,51 @@ py::object get(const StepOptions& options) {
 
 template <at::Tensor StepOptions::* tensor>
 void set(StepOptions& options, const py::object& value) {
-  options.*tensor = value.is_none() ? at::Tensor() : THPVariable_Unpack(value.ptr());
+  const at::Tensor replaced = options.*tensor;  // dropped last: that may run a finalizer
+  options.*tensor = value.is_none() ? at::Tensor() : tensor_in(value);
 }
+
+/// The context in which parameters hold their averages. Python calls its two methods without a
+/// frame of Python's between, where a signal handler could keep the second from being called.
+class ExchangeContext {
+ public:
+  /// `find_pairs()`: a list of (group, index, parameter, average).
+  ExchangeContext(std::string optimizer, py::object find_pairs, std::shared_ptr<Exchange> exchange)
+      : optimizer_(std::move(optimizer)),
+        find_pairs_(std::move(find_pairs)),
+        exchange_(std::move(exchange)) {}
+
+  void enter() {
+    const py::list found = find_pairs_();
+    std::vector<ExchangePair> pairs;
+    for (const py::handle& item : found) {
+      const auto& [group, index, param, average] =
+          item.cast<std::tuple<Py_ssize_t, Py_ssize_t, py::object, py::object>>();
+      if (!is_tensor(average.ptr()))
+        Where{optimizer_.c_str(), group, index}.fail(
+            kAverageName, std::string("is no tensor but ") + Py_TYPE(average.ptr())->tp_name);
+      pairs.push_back({group, index, tensor_in(param), tensor_in(average)});
+    }
+    try {
+      exchange_->begin(optimizer_, std::move(pairs));
+    } catch (python_error& error) {
+      rethrow(error);
+    }
+  }
+
+  void exit(const py::args&) {
+    try {
+      exchange_->end();
+    } catch (python_error& error) {
+      rethrow(error);
+    }
+  }
+
+ private:
+  std::string optimizer_;
+  py::object find_pairs_;
+  std::shared_ptr<Exchange> exchange_;
+};
 
 void choose_isa_from_environment() {
   const char* name = std::getenv("FUSED_OPTIM_ISA");
@@ -210,7 +245,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property("grad_norm", get<&StepOptions::grad_norm>, set<&StepOptions::grad_norm>)
       .def_property("skipped_steps", get<&StepOptions::skipped_steps>,
                     set<&StepOptions::skipped_steps>);
-  m.def("step", &step, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
+  m.def("step", &step, py::arg("rule"), py::arg("name"), py::arg("param_groups"), py::arg("state"),
         py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"));
   m.def("step_on_host", &step_on_host, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"), py::arg("blocks"),
@@ -219,6 +254,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("clip_grads", &clip_grads, py::arg("gradients"), py::arg("norm"), py::arg("max_norm"));
   m.def("clip_on_host", &clip_on_host, py::arg("gradients"), py::arg("norm_type"),
         py::arg("max_norm"), py::arg("blocks"));
+  py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
+      .def(py::init<>())
+      .def_property_readonly("is_active", &Exchange::is_active);
+  py::class_<ExchangeContext>(m, "ExchangeContext")
+      .def(py::init<std::string, py::object, std::shared_ptr<Exchange>>())
+      .def("__enter__", &ExchangeContext::enter)
+      .def("__exit__", &ExchangeContext::exit);
+  m.def("set_grads", &set_grads, py::arg("params"), py::arg("grads"));
   m.def("rules", &rules);
   m.def("scalar_states", &scalar_states, py::arg("rule"));
   m.def("built_isas", &cpu::built_isas);

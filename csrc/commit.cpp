@@ -1,38 +1,10 @@
-// Makes a checked step visible to Python: new state, step counts, scalar states, versions.
-#include <torch/csrc/autograd/python_variable.h>
-
+// Makes a checked step visible in the tensors that exist: step counts, scalar states, versions.
 #include "gather.h"
 #include "rules/registry.h"
 #include "rules/scalar_states.h"
 
 namespace fused_optim {
 namespace {
-
-void set_tensor(PyObject* dict, PyObject* key, const at::Tensor& tensor) {
-  PyObject* wrapped = THPVariable_Wrap(tensor);
-  const bool failed = wrapped == nullptr || PyDict_SetItem(dict, key, wrapped) < 0;
-  Py_XDECREF(wrapped);
-  if (failed) throw PythonError();
-}
-
-void insert_state(const NewState& created, PyObject* state) {
-  PyObject* dict = created.existing;
-  if (dict != nullptr)
-    Py_INCREF(dict);
-  else
-    dict = PyDict_New();
-  try {
-    if (dict == nullptr) throw PythonError();
-    for (int i = 0; i < created.num_tensors; ++i)
-      set_tensor(dict, created.keys[i], created.tensors[i]);
-    if (created.existing == nullptr && PyDict_SetItem(state, created.param, dict) < 0)
-      throw PythonError();
-  } catch (...) {
-    Py_XDECREF(dict);
-    throw;
-  }
-  Py_DECREF(dict);
-}
 
 using Advance = void (*)(const double* hyperparameters, double step, ScalarStates& states);
 
@@ -72,8 +44,7 @@ void advance_scalar_states_of(TensorTable& table) {
 
 }  // namespace
 
-void commit(Gathered& gathered, PyObject* state) {
-  for (const NewState& created : gathered.new_states) insert_state(created, state);
+void commit(Gathered& gathered) {
   for (const HostStep& step : gathered.steps) {
     TensorEntry& entry = gathered.table.entries[step.entry];
     // A step tensor that several parameters share advances once for each, as in torch.

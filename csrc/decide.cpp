@@ -5,34 +5,40 @@
 #include "cuda/engine.h"
 #include "device_number.h"
 #include "norm/total_norm.h"
+#include "tensor_checks.h"
 
 namespace fused_optim {
 namespace {
 
 /// The counter of skipped steps, on the device that counts.
-int64_t* counter_on(Device device, StepOptions& options) {
+int64_t* counter_on(Device device, at::Tensor& skipped_steps) {
   const at::Device target = torch_device(device);
-  if (options.skipped_steps.defined() && options.skipped_steps.device() == target)
-    return options.skipped_steps.data_ptr<int64_t>();
+  if (skipped_steps.defined() &&
+      (skipped_steps.scalar_type() != at::kLong || skipped_steps.numel() != 1 ||
+       !is_plain(*skipped_steps.unsafeGetTensorImpl()) ||
+       !lies_within_storage(*skipped_steps.unsafeGetTensorImpl())))
+    throw std::runtime_error("fused_optim: skipped_steps is no int64 tensor of one element");
+  if (skipped_steps.defined() && skipped_steps.device() == target)
+    return skipped_steps.data_ptr<int64_t>();
   if (device.kind == DeviceKind::CUDA && cuda::is_capturing(device))
     throw std::runtime_error(
         "fused_optim: skipped_steps has to be created, but a CUDA graph is being captured and each "
         "replay would create it anew: call step() once before the capture");
-  const at::Tensor old = options.skipped_steps;
-  options.skipped_steps = at::zeros({}, at::TensorOptions(at::kLong).device(target));
-  if (old.defined()) options.skipped_steps.copy_(old);
-  return options.skipped_steps.data_ptr<int64_t>();
+  const at::Tensor old = skipped_steps;
+  skipped_steps = at::zeros({}, at::TensorOptions(at::kLong).device(target));
+  if (old.defined()) skipped_steps.copy_(old);
+  return skipped_steps.data_ptr<int64_t>();
 }
 
 Conclusion conclusion_on(Device device, const Gathered& gathered, const Amp& amp,
-                         StepOptions& options) {
+                         const StepOptions& options, at::Tensor& skipped_steps) {
   const DeviceInputs inputs = gathered.table.inputs_of(device);
   Conclusion conclusion = conclusion_from(options);
   conclusion.scale = amp.scale();
   conclusion.grad_scale = inputs.grad_scale;
   conclusion.found_inf = inputs.found_inf;
   conclusion.has_overflowed = amp.has_overflowed();
-  if (options.skip_nonfinite) conclusion.skipped_steps = counter_on(device, options);
+  if (options.skip_nonfinite) conclusion.skipped_steps = counter_on(device, skipped_steps);
   return conclusion;
 }
 
@@ -57,12 +63,12 @@ Conclusion conclusion_from(const StepOptions& options) {
   return conclusion;
 }
 
-bool decide(Gathered& gathered, const Amp& amp, StepOptions& options) {
+bool decide(Gathered& gathered, const Amp& amp, const StepOptions& options, Found& found) {
   if (!options.needs_norm()) return !amp.has_overflowed();
   const Device device = first_device(gathered.gradients);
-  const at::Tensor decision = total_norm(gathered.gradients, options.norm_type(),
-                                         conclusion_on(device, gathered, amp, options));
-  if (options.max_grad_norm) options.grad_norm = decision.select(0, 0);
+  const Conclusion conclusion = conclusion_on(device, gathered, amp, options, found.skipped_steps);
+  const at::Tensor decision = total_norm(gathered.gradients, options.norm_type(), conclusion);
+  if (options.max_grad_norm) found.grad_norm = decision.select(0, 0);
   if (device.kind == DeviceKind::CUDA && !gathered.host_decides) {
     pass_on(decision, gathered);
     return true;

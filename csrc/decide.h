@@ -8,8 +8,9 @@ namespace fused_optim {
 /// What the options say of it.
 Conclusion conclusion_from(const StepOptions& options);
 
-/// Takes the norm that the options ask for and notes it there. The coefficient goes into the table,
-/// known to the host or as an address. Returns false where the host knows that the step is skipped.
-bool decide(Gathered& gathered, const Amp& amp, StepOptions& options);
+/// Takes the norm that the options ask for and notes it in `found`. The coefficient goes into the
+/// table, known to the host or as an address. Returns false where the host knows that the step is
+/// skipped. Runs without the GIL.
+bool decide(Gathered& gathered, const Amp& amp, const StepOptions& options, Found& found);
 
 }  // namespace fused_optim

@@ -8,7 +8,7 @@
 namespace fused_optim {
 
 bool is_device_number(PyObject* value) {
-  if (!THPVariable_Check(value) || !is_plain_type(value)) return false;
+  if (!is_plain_type(value)) return false;
   const at::Tensor& tensor = THPVariable_Unpack(value);
   return tensor.is_cuda() && is_plain(*tensor.unsafeGetTensorImpl()) && tensor.numel() == 1 &&
          tensor.is_floating_point() && !tensor.requires_grad() &&

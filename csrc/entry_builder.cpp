@@ -1,15 +1,22 @@
 #include "entry_builder.h"
 
+#include <set>
+
 #include "cuda/engine.h"
 #include "layout.h"
 #include "state_scalars.h"
 
 namespace fused_optim {
 
+void EntryBuilder::begin(const c10::TensorImpl& param) {
+  has_new_state_ = false;
+  if (param.numel() == 0) storages_.add_empty(&param);
+}
+
 void* EntryBuilder::locate(const c10::TensorImpl& tensor, const char* name) {
   check_storage(where, tensor, name);
   if (tensor.numel() == 0) return nullptr;
-  overlap_.add(tensor.unsafe_storage().data());
+  storages_.add(*tensor.unsafe_storage().unsafeGetStorageImpl());
   return first_element(tensor);
 }
 
@@ -44,11 +51,8 @@ NewState& EntryBuilder::new_state(const TensorEntry& entry, const FoundParam& fo
     where.fail(name,
                "has to be created, but a CUDA graph is being captured and each replay would "
                "create it anew: call step() once before the capture");
-  if (result.new_states.empty() || result.new_states.back().param != found.object) {
-    result.new_states.emplace_back();
-    result.new_states.back().param = found.object;
-    result.new_states.back().existing = found.state;
-  }
+  if (!has_new_state_) result.new_states.emplace_back(found.object, found.state);
+  has_new_state_ = true;
   return result.new_states.back();
 }
 
@@ -56,6 +60,25 @@ void* EntryBuilder::add_scalar(const at::Tensor& scalar, const char* name) {
   c10::TensorImpl* tensor = scalar.unsafeGetTensorImpl();
   result.written.push_back(tensor);
   return locate(*tensor, name);
+}
+
+void EntryBuilder::add_beside_table(const c10::TensorImpl& tensor, bool is_written) {
+  if (tensor.numel() == 0) return;
+  const auto bytes = span(tensor) * static_cast<int64_t>(tensor.dtype().itemsize());
+  beside_table_.emplace_back(first_element(tensor), bytes, is_written);
+}
+
+bool EntryBuilder::has_overlap() const {
+  if (storages_.is_param_repeated() || !storages_.may_overlap())
+    return storages_.is_param_repeated();
+  std::vector<Interval> intervals = intervals_of(result.table);
+  intervals.insert(intervals.end(), beside_table_.begin(), beside_table_.end());
+  // A step that parameters share is advanced once for each, one after the other: no overlap.
+  std::set<const void*> steps;
+  for (const HostStep& step : result.steps)
+    if (steps.insert(step.data).second)
+      intervals.emplace_back(step.data, item_size(step.dtype), true);
+  return do_overlap(std::move(intervals));
 }
 
 }  // namespace fused_optim

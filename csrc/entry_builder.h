@@ -14,7 +14,11 @@ namespace fused_optim {
 class EntryBuilder {
  public:
   /// Room for so many tensors in all.
-  EntryBuilder(const char* rule, int64_t tensors) : where{rule, 0, 0}, overlap_(tensors) {}
+  EntryBuilder(const char* optimizer, int64_t tensors)
+      : where{optimizer, 0, 0}, storages_(tensors) {}
+
+  /// Begins with a parameter: what is created from now on is its state.
+  void begin(const c10::TensorImpl& param);
 
   /// The tensor's first element, all of its elements checked to lie within its storage.
   void* locate(const c10::TensorImpl& tensor, const char* name);
@@ -37,13 +41,20 @@ class EntryBuilder {
   /// A state of one element: its address, noted as written.
   void* add_scalar(const at::Tensor& scalar, const char* name);
 
-  bool has_overlap() const { return overlap_.found(result.table); }
+  /// Memory that the step uses beside the table's.
+  void add_beside_table(const c10::TensorImpl& tensor, bool is_written);
+
+  /// Whether the step would write anything twice, or write and read it, in tensors of different
+  /// owners.
+  bool has_overlap() const;
 
   Gathered result;
   Where where;
 
  private:
-  OverlapCheck overlap_;
+  StorageCheck storages_;
+  std::vector<Interval> beside_table_;
+  bool has_new_state_ = false;  // the parameter at hand
 };
 
 }  // namespace fused_optim

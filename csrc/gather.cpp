@@ -19,31 +19,35 @@ namespace {
 
 class Gatherer {
  public:
-  Gatherer(int rule, PyObject* param_groups, PyObject* state, Amp& amp, const StepOptions& options)
+  Gatherer(int rule, const char* name, std::vector<ParamGroup> groups, PyObject* state, Amp& amp,
+           const StepOptions& options)
       : spec_(kRules[rule]),
         keys_(keys_of(rule)),
-        groups_(param_groups),
         state_(state),
         amp_(amp),
         options_(options),
-        builder_(spec_.name,
-                 count_params() * (kFirstState + 2 + spec_.num_scalar_states + spec_.num_states)),
+        num_params_(count_params(groups)),
+        builder_(name,
+                 num_params_ * (kFirstState + 3 + spec_.num_scalar_states + spec_.num_states)),
         result_(builder_.result),
         where_(builder_.where) {
+    result_.groups = std::move(groups);
     result_.table.rule = rule;
     result_.table.zero_grads = options.zero_grads;
     if (options.ema_decay) result_.table.ema_weight = 1.0 - *options.ema_decay;
   }
 
   Gathered run() {
-    const size_t params = count_params();
-    result_.table.entries.reserve(params);
-    result_.written.reserve(params * (3 + spec_.num_states + spec_.num_scalar_states));
-    result_.read.reserve(params);
-    if (spec_.has_step) result_.steps.reserve(params);
-    if (spec_.num_scalar_states > 0) result_.table.scalar_states.reserve(params);
-    for (where_.group = 0; where_.group < PyList_GET_SIZE(groups_); ++where_.group)
-      add_group(PyList_GET_ITEM(groups_, where_.group));
+    result_.table.entries.reserve(num_params_);
+    result_.written.reserve(num_params_ * (3 + spec_.num_states + spec_.num_scalar_states));
+    result_.read.reserve(num_params_);
+    if (spec_.has_step) result_.steps.reserve(num_params_);
+    if (spec_.num_scalar_states > 0) result_.table.scalar_states.reserve(num_params_);
+    check_keys(state_);
+    for (ParamGroup& group : result_.groups) {
+      add_group(group);
+      ++where_.group;
+    }
     if (result_.host_decides) amp_.read_on_host();
     amp_.apply(result_.table, result_.owned);
     if (builder_.has_overlap()) throw NotFused("tensors of this step overlap in memory");
@@ -51,28 +55,17 @@ class Gatherer {
   }
 
  private:
-  PyObject* params_of(PyObject* group) const {
-    PyObject* params = PyDict_Check(group) ? get_item(group, params_key()) : nullptr;
-    if (params == nullptr || !PyList_Check(params))
-      throw NotFused("a parameter group is no dict with a list of params");
-    return params;
-  }
-
-  int64_t count_params() const {
-    if (!PyList_Check(groups_) || !PyDict_Check(state_))
-      throw NotFused("param_groups is no list, or state no dict");
+  static int64_t count_params(std::vector<ParamGroup>& groups) {
     int64_t count = 0;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups_); ++i)
-      count += PyList_GET_SIZE(params_of(PyList_GET_ITEM(groups_, i)));
+    for (ParamGroup& group : groups) count += PyList_GET_SIZE(group.params.get());
     return count;
   }
 
-  void add_group(PyObject* group) {
-    PyObject* params = params_of(group);
-    if (PyList_GET_SIZE(params) == 0) return;
-    group_ = group;
+  void add_group(ParamGroup& group) {
+    PyObject* params = group.params.get();
+    group_ = &group;
     group_rows_.clear();
-    variant_ = read_variant(group, keys_.hyperparameters, spec_);
+    variant_ = group.variant;
     const Py_ssize_t size = PyList_GET_SIZE(params);
     const Lookup lookup{spec_, keys_, state_, options_.ema_decay.has_value()};
     for (Py_ssize_t first = 0; first < size; first += kBatch) {
@@ -80,6 +73,7 @@ class Gatherer {
                  std::min(kBatch, size - first), found_);
       for (const FoundParam& found : found_) {
         where_.index = found.index;
+        builder_.begin(*found.tensor->unsafeGetTensorImpl());
         if (found.grad != nullptr)
           add_param(found);
         else
@@ -93,7 +87,7 @@ class Gatherer {
     for (const auto& [of, row] : group_rows_)
       if (of == device) return row;
     std::vector<HyperparameterRow>& rows = result_.table.rows;
-    rows.push_back(read_row(group_, keys_.hyperparameters, spec_, device, result_.owned));
+    rows.push_back(row_on(*group_, spec_, device, result_.owned));
     group_rows_.emplace_back(device, static_cast<int32_t>(rows.size()) - 1);
     return group_rows_.back().second;
   }
@@ -130,6 +124,7 @@ class Gatherer {
       if (!has_state(variant_, i)) continue;
       const char* name = spec_.states[i].name;
       if (found.values[i] != nullptr && found.values[i] != Py_None) {
+        if (spec_.begins_in_constructor) check_dtype_of_constructor(found, found.values[i]);
         builder_.add_state(entry, found, found.values[i], kFirstState + i, name);
       } else if (all_new || !spec_.has_step) {
         at::Tensor& state = builder_.new_state(entry, found, name).add(keys_.states[i]);
@@ -147,15 +142,21 @@ class Gatherer {
     if (is_first && first_step_differs(entry)) result_.host_decides = true;
   }
 
+  /// torch steps parameters that were float32 when the optimizer made their state. No kernel does.
+  static void check_dtype_of_constructor(const FoundParam& found, PyObject* state) {
+    if (is_plain_type(state) && THPVariable_Unpack(state).scalar_type() == at::kFloat &&
+        found.tensor->scalar_type() != at::kFloat)
+      throw NotFused("the state is float32, as its parameter was when the optimizer was made");
+  }
+
   /// The current group's value of a hyperparameter, read on the host wherever it is.
-  double value_of(const char* hyperparameter) const {
-    const int index = hyperparameter_index(spec_, hyperparameter);
-    return read_value(group_, keys_.hyperparameters[index], hyperparameter);
+  double value_named(const char* hyperparameter) const {
+    return value_of(*group_, hyperparameter_index(spec_, hyperparameter));
   }
 
   /// What every element of a new state begins as; of a complex one, both its parts.
   at::Scalar first_value(const c10::TensorImpl& param, const StateSpec& state) const {
-    const double value = state.begins_as == nullptr ? 0.0 : value_of(state.begins_as);
+    const double value = state.begins_as == nullptr ? 0.0 : value_named(state.begins_as);
     return is_complex(param) ? at::Scalar(c10::complex<double>(value, value)) : at::Scalar(value);
   }
 
@@ -196,7 +197,7 @@ class Gatherer {
       if (scalar == nullptr || !scalar_fits(*scalar, entry.device)) {
         if (scalar != nullptr) check_storage(where_, *scalar->unsafeGetTensorImpl(), name);
         at::Tensor& created = builder_.new_state(entry, found, name).add(keys_.scalar_states[i]);
-        const double first = begins_as == nullptr ? begins_at : value_of(begins_as);
+        const double first = begins_as == nullptr ? begins_at : value_named(begins_as);
         created = scalar == nullptr ? new_scalar(entry.device, first)
                                     : moved_scalar(*scalar, entry.device);
         scalar = &created;
@@ -212,29 +213,42 @@ class Gatherer {
 
   const RuleSpec& spec_;
   const RuleKeys& keys_;
-  PyObject* groups_;
   PyObject* state_;
   Amp& amp_;
   const StepOptions& options_;
+  const int64_t num_params_;
   EntryBuilder builder_;
   Gathered& result_;
   Where& where_;
   std::vector<FoundParam> found_;
   // Of the current group:
-  PyObject* group_ = nullptr;
+  const ParamGroup* group_ = nullptr;
   Variant variant_ = 0;
   std::vector<std::pair<Device, int32_t>> group_rows_;
 };
 
+std::vector<ParamGroup> read_groups(int rule, PyObject* groups, PyObject* state) {
+  if (!PyList_Check(groups) || !PyDict_Check(state))
+    throw NotFused("param_groups is no list, or state no dict");
+  std::vector<ParamGroup> read;
+  read.reserve(PyList_GET_SIZE(groups));
+  // What a group's values run may change the list of groups.
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
+    THPObjectPtr group = owned(PyList_GET_ITEM(groups, i));
+    read.push_back(read_group(group, keys_of(rule).hyperparameters, kRules[rule]));
+  }
+  return read;
+}
+
 }  // namespace
 
-Gathered gather(int rule, PyObject* param_groups, PyObject* state, Amp& amp,
+Gathered gather(int rule, const char* name, PyObject* param_groups, PyObject* state, Amp& amp,
                 const StepOptions& options) {
   const at::NoGradGuard no_grad;
   // Such a mode (FakeTensorMode, tracers, counters) means to see the operations.
   if (c10::impl::TorchDispatchModeTLS::any_modes_set())
     throw NotFused("a TorchDispatchMode is active");
-  return Gatherer(rule, param_groups, state, amp, options).run();
+  return Gatherer(rule, name, read_groups(rule, param_groups, state), state, amp, options).run();
 }
 
 }  // namespace fused_optim

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "amp.h"
+#include "hyperparameters.h"
+#include "new_state.h"
 #include "norm/gradients.h"
 #include "step_options.h"
 #include "table.h"
@@ -18,21 +20,6 @@ namespace fused_optim {
 /// This step is not for the kernels, for the reason given; torch's own step can still do it.
 struct NotFused : std::runtime_error {
   using std::runtime_error::runtime_error;
-};
-
-/// State that the step creates, or scalars that it moves to the parameter's device: put into the
-/// optimizer's state dict only once all is checked.
-struct NewState {
-  PyObject* param;     // borrowed
-  PyObject* existing;  // borrowed: the parameter's state dict where there is one, else nullptr
-  int num_tensors = 0;
-  PyObject* keys[2 + kMaxScalarStates + kMaxStates];  // borrowed, interned; in torch's order
-  at::Tensor tensors[2 + kMaxScalarStates + kMaxStates];
-
-  at::Tensor& add(PyObject* key) {
-    keys[num_tensors] = key;
-    return tensors[num_tensors++];
-  }
 };
 
 /// A `step` tensor on the host, advanced once all is checked.
@@ -50,6 +37,7 @@ struct Averaged {
 /// Everything that one step will do, nothing of it done yet.
 struct Gathered {
   TensorTable table;
+  std::vector<ParamGroup> groups;  // own the lists, and so the parameters
   std::vector<NewState> new_states;
   std::vector<HostStep> steps;
   std::vector<c10::TensorImpl*> written;  // borrowed: parameters and states, for their versions
@@ -62,14 +50,15 @@ struct Gathered {
   bool host_decides = false;              // whether the step is skipped: a kernel can't
 };
 
-/// Reads and checks, changing nothing.
-/// Throws NotFused, or std::runtime_error that names group, parameter and tensor for bad input,
-/// or leaves a Python error set and throws PythonError.
-Gathered gather(int rule, PyObject* param_groups, PyObject* state, Amp& amp,
+/// Reads and checks, changing nothing. `name`: the optimizer's, for errors. Code of the user's runs
+/// only at the beginning, while the groups are read; tensors are borrowed from then on. Throws
+/// NotFused, or std::runtime_error that names group, parameter and tensor for bad input, or leaves
+/// a Python error set and throws PythonError.
+Gathered gather(int rule, const char* name, PyObject* param_groups, PyObject* state, Amp& amp,
                 const StepOptions& options);
 
-/// Makes the step visible: new state goes into `state`, steps advance, versions are bumped.
-void commit(Gathered& gathered, PyObject* state);
+/// Makes the step visible in what exists: steps advance, versions are bumped.
+void commit(Gathered& gathered);
 
 struct PythonError {};
 

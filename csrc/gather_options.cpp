@@ -58,9 +58,10 @@ void add_average(EntryBuilder& builder, TensorEntry& entry, const FoundParam& fo
   Gathered& result = builder.result;
   const at::Tensor param = found.tensor->detach();
   at::Tensor& average = builder.new_state(entry, found, kAverageName).add(average_key());
+  // Whatever keeps the step from its end, it is the average of something.
   average = at::empty_like(param, {}, at::MemoryFormat::Preserve);
+  average.copy_(param);
   if (result.begun.empty() && has_averages(states)) {
-    average.copy_(param);
     builder.add_operand(entry, *param.unsafeGetTensorImpl(), *average.unsafeGetTensorImpl(),
                         kAverage, kAverageName);
   } else {
@@ -76,6 +77,8 @@ void add_idle(EntryBuilder& builder, const FoundParam& found) {
   check_operand(builder.where, param, *average.unsafeGetTensorImpl(), kAverageName);
   builder.locate(param, "param");
   builder.locate(*average.unsafeGetTensorImpl(), kAverageName);
+  builder.add_beside_table(param, false);
+  builder.add_beside_table(*average.unsafeGetTensorImpl(), true);
   builder.result.idle.push_back({average, found.tensor->detach()});
   builder.result.host_decides = true;
 }

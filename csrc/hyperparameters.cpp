@@ -2,11 +2,15 @@
 
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <cmath>
 #include <string>
+#include <string_view>
 
 #include "device_number.h"
 #include "gather.h"
+#include "lookup.h"
 #include "python_dict.h"
+#include "tensor_checks.h"
 
 namespace fused_optim {
 namespace {
@@ -28,6 +32,38 @@ PyObject* find_value(PyObject* group, const HyperparameterKey& key, const char* 
   return is_list ? PyList_GET_ITEM(value, key.item) : PyTuple_GET_ITEM(value, key.item);
 }
 
+THPObjectPtr read_params(PyObject* group) {
+  PyObject* params = PyDict_Check(group) ? get_item(group, params_key()) : nullptr;
+  if (params == nullptr || !PyList_Check(params))
+    throw NotFused("a parameter group is no dict with a list of params");
+  return owned(params);
+}
+
+/// Outside, torch's own step does something else than the formula says: it divides by zero, a
+/// number overflows its dtype, a state is there only where a value is above zero, or (Rprop) a
+/// gradient is dropped wherever its factor equals etas[0].
+std::pair<double, double> usual_range_of(std::string_view name) {
+  // Beyond it a product or quotient of several values could leave float's range.
+  constexpr double kLargest = 1e15;
+  const double below_1 = std::nextafter(1.0, 0.0);
+  if (name.starts_with("betas[") || name == "etas[0]") return {0.0, below_1};
+  if (name == "alpha") return {-4.0, 4.0};  // ASGD's exponent
+  return {name == "etas[1]" ? 1.0 : 0.0, kLargest};
+}
+
+void check_is_usual(double value, const HyperparameterKey& key, const char* name) {
+  if (value >= key.lowest && value <= key.highest) return;
+  throw NotFused(std::string("'") + name + "' is " + std::to_string(value) +
+                 ", which torch's own step knows how to take");
+}
+
+/// The tensor that holds a value on a device, or nullptr.
+const at::Tensor* tensor_of(const ParamGroup& group, int index) {
+  for (const auto& [of, tensor] : group.tensors)
+    if (of == index) return &tensor;
+  return nullptr;
+}
+
 }  // namespace
 
 std::vector<HyperparameterKey> intern_hyperparameters(const RuleSpec& rule) {
@@ -38,7 +74,8 @@ std::vector<HyperparameterKey> intern_hyperparameters(const RuleSpec& rule) {
     const Py_ssize_t item = bracket == std::string::npos ? -1 : std::stol(name.substr(bracket + 1));
     PyObject* key = PyUnicode_InternFromString(name.substr(0, bracket).c_str());
     if (key == nullptr) throw PythonError();
-    keys.push_back({key, item});
+    const auto [lowest, highest] = usual_range_of(name);
+    keys.push_back({key, item, lowest, highest});
   }
   return keys;
 }
@@ -46,57 +83,67 @@ std::vector<HyperparameterKey> intern_hyperparameters(const RuleSpec& rule) {
 double read_number(PyObject* value, const char* name) {
   if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
   if (PyBool_Check(value)) return value == Py_True;
-  if (THPVariable_Check(value)) {
+  if (is_tensor(value)) {
     const at::Tensor& tensor = THPVariable_Unpack(value);
-    if (!THPVariable_CheckExact(value) || tensor.requires_grad() || tensor.is_complex() ||
-        tensor.numel() != 1 || tensor.is_meta())
+    if (!THPVariable_CheckExact(value) || !is_plain(*tensor.unsafeGetTensorImpl()) ||
+        tensor.requires_grad() || tensor.is_complex() || tensor.numel() != 1)
       throw NotFused(std::string("'") + name + "' is a tensor that is no plain number");
     return tensor.item().toDouble();
   }
+  // Owned: `__float__` may take it out of the group.
+  const THPObjectPtr owner = owned(value);
   const double number = PyFloat_AsDouble(value);
   if (number == -1.0 && PyErr_Occurred()) {
+    const bool is_interrupt = !PyErr_ExceptionMatches(PyExc_Exception);
+    if (is_interrupt || PyErr_ExceptionMatches(PyExc_MemoryError)) throw PythonError();
     PyErr_Clear();
     throw NotFused(std::string("'") + name + "' is no number");
   }
   return number;
 }
 
-double read_value(PyObject* group, const HyperparameterKey& key, const char* name) {
-  return read_number(find_value(group, key, name), name);
-}
-
-Variant read_variant(PyObject* group, const std::vector<HyperparameterKey>& keys,
-                     const RuleSpec& rule) {
-  Variant variant = 0;
-  for (int i = 0; i < rule.num_states; ++i) {
-    const char* enabled_by = rule.states[i].enabled_by;
-    const bool enabled =
-        enabled_by == nullptr ||
-        read_value(group, keys[hyperparameter_index(rule, enabled_by)], enabled_by) != 0;
-    if (enabled) variant |= 1u << i;
-  }
-  return variant;
-}
-
-HyperparameterRow read_row(PyObject* group, const std::vector<HyperparameterKey>& keys,
-                           const RuleSpec& rule, Device device, std::vector<at::Tensor>& owned) {
-  static PyObject* const maximize = PyUnicode_InternFromString("maximize");
-  HyperparameterRow row{};
+ParamGroup read_group(PyObject* group, const std::vector<HyperparameterKey>& keys,
+                      const RuleSpec& rule) {
+  ParamGroup read;
+  read.params = read_params(group);
+  if (PyList_GET_SIZE(read.params.get()) == 0) return read;
   for (size_t i = 0; i < keys.size(); ++i) {
     const char* name = rule.hyperparameters[i];
     PyObject* value = find_value(group, keys[i], name);
-    if (device.kind == DeviceKind::CPU || !is_device_number(value)) {
-      row.values[i] = read_number(value, name);
+    if (is_device_number(value))
+      read.tensors.emplace_back(i, THPVariable_Unpack(value));
+    else
+      check_is_usual(read.values[i] = read_number(value, name), keys[i], name);
+  }
+  read.maximize = read_number(find(group, maximize_key(), "maximize"), "maximize") != 0;
+  for (int i = 0; i < rule.num_states; ++i) {
+    const char* enabled_by = rule.states[i].enabled_by;
+    if (enabled_by == nullptr || value_of(read, hyperparameter_index(rule, enabled_by)) != 0)
+      read.variant |= 1u << i;
+  }
+  return read;
+}
+
+double value_of(const ParamGroup& group, int index) {
+  const at::Tensor* tensor = tensor_of(group, index);
+  return tensor != nullptr ? tensor->item().toDouble() : group.values[index];
+}
+
+HyperparameterRow row_on(const ParamGroup& group, const RuleSpec& rule, Device device,
+                         std::vector<at::Tensor>& owned) {
+  HyperparameterRow row{};
+  for (int i = 0; i < rule.num_hyperparameters; ++i) {
+    const at::Tensor* tensor = tensor_of(group, i);
+    if (device.kind == DeviceKind::CPU || tensor == nullptr) {
+      row.values[i] = value_of(group, i);
       continue;
     }
-    const at::Tensor& tensor = THPVariable_Unpack(value);
-    const bool is_float = tensor.scalar_type() == at::kFloat;
-    owned.push_back(to_device(tensor, device, is_float ? at::kFloat : at::kDouble));
+    const bool is_float = tensor->scalar_type() == at::kFloat;
+    owned.push_back(to_device(*tensor, device, is_float ? at::kFloat : at::kDouble));
     row.addresses[i] = owned.back().const_data_ptr();
     if (!is_float) row.are_doubles |= 1u << i;
   }
-  const bool negate = read_number(find(group, maximize, "maximize"), "maximize") != 0;
-  row.grad_multiplier = negate ? -1.0 : 1.0;
+  row.grad_multiplier = group.maximize ? -1.0 : 1.0;
   return row;
 }
 

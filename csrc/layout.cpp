@@ -32,6 +32,23 @@ int64_t span(const c10::TensorImpl& tensor) {
   return last + 1;
 }
 
+std::vector<Dimension> dims_by_stride(const c10::TensorImpl& tensor) {
+  std::vector<Dimension> dims;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim)
+    if (tensor.sizes()[dim] > 1) dims.push_back({tensor.sizes()[dim], tensor.strides()[dim]});
+  std::ranges::sort(dims, {}, &Dimension::stride);
+  return dims;
+}
+
+bool may_share_elements(const c10::TensorImpl& tensor) {
+  int64_t reach = 0;
+  for (const auto& [size, stride] : dims_by_stride(tensor)) {
+    if (stride <= reach) return tensor.numel() > 0;
+    reach += (size - 1) * stride;
+  }
+  return false;
+}
+
 bool is_complex(const c10::TensorImpl& tensor) {
   return c10::isComplexType(tensor.dtype().toScalarType());
 }

@@ -13,6 +13,16 @@ bool same_layout(const c10::TensorImpl& a, const c10::TensorImpl& b);
 /// Elements from the first to past the last in memory, 0 for an empty tensor.
 int64_t span(const c10::TensorImpl& tensor);
 
+struct Dimension {
+  int64_t size, stride;
+};
+
+/// Dimensions of more than one element, the smallest stride first.
+std::vector<Dimension> dims_by_stride(const c10::TensorImpl& tensor);
+
+/// Whether different indices may reach the same element, as in an expanded tensor.
+bool may_share_elements(const c10::TensorImpl& tensor);
+
 bool is_complex(const c10::TensorImpl& tensor);
 
 /// Elements, of a complex tensor those of its real view.

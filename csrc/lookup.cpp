@@ -11,6 +11,7 @@ namespace {
 
 RuleKeys g_rules[kNumRules];
 PyObject* g_params_key;
+PyObject* g_maximize_key;
 PyObject* g_step_key;
 PyObject* g_average_key;
 PyTypeObject* g_parameter_type;
@@ -30,22 +31,45 @@ PyObject* find_state(PyObject* states, PyObject* param) {
   return found;
 }
 
+/// Where the value of this interned key belongs; nullptr where there is no use for it.
+PyObject** place_of(PyObject* key, const Lookup& lookup, Variant variant, FoundParam& param) {
+  const auto& [rule, keys, states, with_averages] = lookup;
+  for (int i = 0; i < rule.num_states; ++i)
+    if (key == keys.states[i]) return has_state(variant, i) ? &param.values[i] : nullptr;
+  if (rule.has_step && key == g_step_key) return &param.step;
+  for (int i = 0; i < rule.num_scalar_states; ++i)
+    if (key == keys.scalar_states[i]) return &param.scalar_states[i];
+  return with_averages && key == g_average_key ? &param.average : nullptr;
+}
+
+/// Looks up by value what was not found by identity: keys that were unpickled are not interned.
+void find_by_value(const Lookup& lookup, Variant variant, FoundParam& param) {
+  const auto find = [&](PyObject* key) {
+    PyObject** place = place_of(key, lookup, variant, param);
+    if (place != nullptr && *place == nullptr) *place = get_item(param.state, key);
+  };
+  for (int i = 0; i < lookup.rule.num_states; ++i) find(lookup.keys.states[i]);
+  for (int i = 0; i < lookup.rule.num_scalar_states; ++i) find(lookup.keys.scalar_states[i]);
+  find(g_step_key);
+  find(g_average_key);
+}
+
+/// Throws NotFused where a key is no string: comparing it could run code of the user's.
 void find_values(const Lookup& lookup, Variant variant, FoundParam& param) {
   if (param.state == nullptr || PyDict_GET_SIZE(param.state) == 0) return;
-  const auto find = [&](PyObject* key) {
-    PyObject* value = get_item(param.state, key);
-    if (value != nullptr) __builtin_prefetch(value);
-    return value;
-  };
-  const auto& [rule, keys, states, with_averages] = lookup;
-  if (with_averages) param.average = find(g_average_key);
-  if (param.grad == nullptr) return;
-  for (int i = 0; i < rule.num_states; ++i)
-    if (has_state(variant, i)) param.values[i] = find(keys.states[i]);
-  if (!rule.has_step) return;
-  param.step = find(g_step_key);
-  for (int i = 0; i < rule.num_scalar_states; ++i)
-    param.scalar_states[i] = find(keys.scalar_states[i]);
+  PyObject *key, *value;
+  bool are_all_known = true;
+  for (Py_ssize_t position = 0; PyDict_Next(param.state, &position, &key, &value);) {
+    if (PyObject** place = place_of(key, lookup, variant, param)) {
+      *place = value;
+      __builtin_prefetch(value);
+      continue;
+    }
+    if (!PyUnicode_CheckExact(key))
+      throw NotFused("a parameter's state has a key that is no string");
+    are_all_known = false;
+  }
+  if (!are_all_known) find_by_value(lookup, variant, param);
 }
 
 /// Calls visit(TensorImpl) for each state, scalar state, step and average that is a plain tensor.
@@ -66,6 +90,12 @@ void prefetch_storage(const c10::TensorImpl& tensor) {
   if (storage) prefetch(storage.unsafeGetStorageImpl());
 }
 
+PyObject* intern(const char* name) {
+  PyObject* key = PyUnicode_InternFromString(name);
+  if (key == nullptr) throw PythonError();
+  return key;
+}
+
 }  // namespace
 
 const RuleKeys& keys_of(int rule) {
@@ -73,6 +103,9 @@ const RuleKeys& keys_of(int rule) {
 }
 PyObject* params_key() {
   return g_params_key;
+}
+PyObject* maximize_key() {
+  return g_maximize_key;
 }
 PyObject* step_key() {
   return g_step_key;
@@ -83,6 +116,18 @@ PyObject* average_key() {
 
 bool is_plain_type(PyObject* object) {
   return Py_TYPE(object) == g_parameter_type || THPVariable_CheckExact(object);
+}
+
+bool is_tensor(PyObject* object) {
+  return is_plain_type(object) ||
+         PyType_IsSubtype(Py_TYPE(object), reinterpret_cast<PyTypeObject*>(THPVariableClass));
+}
+
+void check_keys(PyObject* states) {
+  PyObject *key, *value;
+  for (Py_ssize_t position = 0; PyDict_Next(states, &position, &key, &value);)
+    if (!is_plain_type(key) && !PyUnicode_CheckExact(key))
+      throw NotFused("the state has a key of another type than Tensor and Parameter");
 }
 
 void find_batch(const Lookup& lookup, Variant variant, PyObject* const* params, Py_ssize_t first,
@@ -126,16 +171,16 @@ void find_batch(const Lookup& lookup, Variant variant, PyObject* const* params, 
 void initialize_lookup(PyObject* parameter_type) {
   g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
   Py_INCREF(parameter_type);
-  g_params_key = PyUnicode_InternFromString("params");
-  g_step_key = PyUnicode_InternFromString("step");
-  g_average_key = PyUnicode_InternFromString("ema");
+  g_params_key = intern("params");
+  g_maximize_key = intern("maximize");
+  g_step_key = intern("step");
+  g_average_key = intern("ema");
   for (int rule = 0; rule < kNumRules; ++rule) {
     g_rules[rule].hyperparameters = intern_hyperparameters(kRules[rule]);
     for (int i = 0; i < kRules[rule].num_states; ++i)
-      g_rules[rule].states[i] = PyUnicode_InternFromString(kRules[rule].states[i].name);
+      g_rules[rule].states[i] = intern(kRules[rule].states[i].name);
     for (int i = 0; i < kRules[rule].num_scalar_states; ++i)
-      g_rules[rule].scalar_states[i] =
-          PyUnicode_InternFromString(kRules[rule].scalar_states[i].name);
+      g_rules[rule].scalar_states[i] = intern(kRules[rule].scalar_states[i].name);
   }
 }
 

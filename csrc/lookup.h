@@ -21,11 +21,20 @@ struct RuleKeys {
 
 const RuleKeys& keys_of(int rule);
 PyObject* params_key();
+PyObject* maximize_key();
 PyObject* step_key();
 PyObject* average_key();
 
 /// Whether it is exactly torch.Tensor or torch.nn.Parameter.
 bool is_plain_type(PyObject* object);
+
+/// Whether it is a torch.Tensor or of a subclass: by its type alone, as isinstance would ask the
+/// object for its `__class__`, which may be code and need not be true.
+bool is_tensor(PyObject* object);
+
+/// Throws NotFused unless looking up a parameter in `states` can't run code of the user's: a dict
+/// asks a key of equal hash for its `__eq__`.
+void check_keys(PyObject* states);
 
 /// A parameter of a step with what belongs to it. All pointers are borrowed.
 struct FoundParam {
@@ -48,8 +57,9 @@ struct Lookup {
   bool with_averages;
 };
 
-/// Finds what belongs to `count` parameters of a group, `params`, the first being the group's
-/// number `first`; `found` takes those that have a gradient, and with averages those that have one.
+/// Finds, without running any Python code, what belongs to `count` parameters of a group, `params`,
+/// the first being the group's number `first`; `found` takes those that have a gradient, and with
+/// averages those that have one.
 ///
 /// A step visits some 40 cache lines a tensor, each found through the one before, and after a
 /// backward pass none is in the cache. So a batch goes level by level, asking for all lines of the

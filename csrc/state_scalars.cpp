@@ -49,7 +49,7 @@ const at::Tensor& existing_scalar(const Where& where, PyObject* value, const cha
 }  // namespace
 
 const at::Tensor& state_tensor(const Where& where, PyObject* value, const char* name) {
-  if (!THPVariable_Check(value))
+  if (!is_tensor(value))
     where.fail(name, std::string("is no tensor but ") + Py_TYPE(value)->tp_name);
   if (!is_plain_type(value)) throw NotFused(std::string(name) + " is of a tensor subclass");
   return THPVariable_Unpack(value);
@@ -65,7 +65,7 @@ const at::Tensor& existing_scalar_state(const Where& where, PyObject* value, con
 }
 
 const at::Tensor& existing_step(const Where& where, PyObject* value) {
-  if (value != nullptr && !THPVariable_Check(value)) throw NotFused("step is no tensor");
+  if (value != nullptr && !is_tensor(value)) throw NotFused("step is no tensor");
   const at::Tensor& step = existing_scalar(where, value, "step");
   if (step.scalar_type() != at::kFloat && step.scalar_type() != at::kDouble)
     throw NotFused("step is of another dtype than float32 and float64");

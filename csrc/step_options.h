@@ -9,6 +9,11 @@
 
 namespace fused_optim {
 
+/// What a step finds out. Its tensors begin as those of the last step.
+struct Found {
+  at::Tensor grad_norm, skipped_steps;
+};
+
 struct StepOptions {
   std::optional<double> max_grad_norm;  // of all gradients, before the update reads them; from 0
   bool skip_nonfinite = false;          // do nothing where a gradient holds an Inf or a NaN
@@ -17,6 +22,13 @@ struct StepOptions {
 
   at::Tensor grad_norm;      // before clipping: no dimensions, float64, on the first one's device
   at::Tensor skipped_steps;  // so far: likewise, int64
+
+  /// Takes over what a step found.
+  void publish(Found& found) {
+    // Swapped, so that what is replaced goes with `found`: dropping a tensor may run a finalizer.
+    std::swap(grad_norm, found.grad_norm);
+    std::swap(skipped_steps, found.skipped_steps);
+  }
 
   bool needs_norm() const { return max_grad_norm || skip_nonfinite; }
   bool any() const { return needs_norm() || zero_grads || ema_decay; }

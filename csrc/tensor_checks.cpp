@@ -24,9 +24,12 @@ bool has_ordinary_keys(c10::DispatchKeySet keys) {
 }  // namespace
 
 void Where::fail(const char* tensor, const std::string& what) const {
-  throw std::runtime_error(std::string("fused_optim.") + rule + ": group " + std::to_string(group) +
-                           ", parameter " + std::to_string(index) + ": '" + tensor + "' " + what +
-                           ". Nothing was changed.");
+  throw std::runtime_error(text(tensor) + " " + what + ". Nothing was changed.");
+}
+
+std::string Where::text(const char* tensor) const {
+  return std::string("fused_optim.") + optimizer + ": group " + std::to_string(group) +
+         ", parameter " + std::to_string(index) + ": '" + tensor + "'";
 }
 
 DType dtype_of(const c10::TensorImpl& tensor) {
@@ -54,8 +57,11 @@ std::string shape_of(const c10::TensorImpl& tensor) {
 bool is_plain(const c10::TensorImpl& tensor) {
   using Key = c10::DispatchKey;
   const c10::DispatchKeySet keys = tensor.key_set();
-  return has_ordinary_keys<Key::CPU, Key::AutogradCPU, Key::AutocastCPU>(keys) ||
-         has_ordinary_keys<Key::CUDA, Key::AutogradCUDA, Key::AutocastCUDA>(keys);
+  // `p.data = fake` leaves the keys as they were: the device alone shows that there is no memory.
+  if (has_ordinary_keys<Key::CPU, Key::AutogradCPU, Key::AutocastCPU>(keys))
+    return tensor.device().is_cpu();
+  return has_ordinary_keys<Key::CUDA, Key::AutogradCUDA, Key::AutocastCUDA>(keys) &&
+         tensor.device().is_cuda() && tensor.device().has_index();
 }
 
 Device device_of(const c10::TensorImpl& tensor) {
@@ -75,8 +81,8 @@ void check_param(const Where& where, const c10::TensorImpl& param) {
   if (!param.is_non_overlapping_and_dense()) throw NotFused("a parameter is not dense in memory");
 }
 
-void check_operand(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
-                   const char* name) {
+void check_same_kind(const Where& where, const c10::TensorImpl& param,
+                     const c10::TensorImpl& tensor, const char* name) {
   if (tensor.device() != param.device())
     where.fail(name,
                "is on " + tensor.device().str() + ", the parameter on " + param.device().str());
@@ -85,6 +91,11 @@ void check_operand(const Where& where, const c10::TensorImpl& param, const c10::
                          ", the parameter " + c10::toString(param.dtype().toScalarType()));
   if (tensor.sizes() != param.sizes())
     where.fail(name, "has shape " + shape_of(tensor) + ", the parameter " + shape_of(param));
+}
+
+void check_operand(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                   const char* name) {
+  check_same_kind(where, param, tensor, name);
   if (!is_plain(tensor)) throw NotFused(std::string(name) + " is no plain strided tensor");
   if (name != kGradName && !tensor.is_non_overlapping_and_dense())
     throw NotFused(std::string(name) + " is not dense in memory");

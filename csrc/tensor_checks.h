@@ -16,8 +16,11 @@ inline constexpr char kGradName[] = "grad";
 
 /// A parameter's place in the optimizer, for error messages.
 struct Where {
-  const char* rule;
+  const char* optimizer;
   Py_ssize_t group, index;
+
+  /// "fused_optim.Adam: group 0, parameter 1: 'exp_avg'".
+  std::string text(const char* tensor) const;
 
   /// Throws the error that names group, parameter and tensor.
   [[noreturn]] void fail(const char* tensor, const std::string& what) const;
@@ -37,6 +40,10 @@ Device device_of(const c10::TensorImpl& tensor);
 
 /// Throws unless the parameter is a plain dense tensor on a device that has kernels.
 void check_param(const Where& where, const c10::TensorImpl& param);
+
+/// Throws unless the tensor has its parameter's device, dtype and shape.
+void check_same_kind(const Where& where, const c10::TensorImpl& param,
+                     const c10::TensorImpl& tensor, const char* name);
 
 /// Throws unless the gradient or state matches its parameter in all but strides.
 void check_operand(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,

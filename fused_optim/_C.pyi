@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,24 @@ class StepOptions:
     skipped_steps: torch.Tensor | None
     def __init__(self) -> None: ...
 
+class Exchange:
+    def __init__(self) -> None: ...
+    @property
+    def is_active(self) -> bool: ...
+
+class ExchangeContext:
+    def __init__(
+        self,
+        optimizer: str,
+        find_pairs: Callable[[], list[tuple[int, int, torch.Tensor, Any]]],
+        exchange: Exchange,
+    ) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *exception: object) -> None: ...
+
 def step(
     rule: int,
+    name: str,
     param_groups: list[dict[str, Any]],
     state: dict[Any, Any],
     grad_scale: torch.Tensor | float | None,
@@ -30,7 +47,10 @@ def step_on_host(
     threads: int,
 ) -> int: ...
 def grad_norm(gradients: list[torch.Tensor], norm_type: float) -> torch.Tensor | str: ...
-def clip_grads(gradients: list[torch.Tensor], norm: torch.Tensor, max_norm: float) -> None: ...
+def clip_grads(
+    gradients: list[torch.Tensor], norm: torch.Tensor, max_norm: float
+) -> str | None: ...
+def set_grads(params: list[torch.Tensor], grads: list[torch.Tensor | None]) -> None: ...
 def clip_on_host(
     gradients: list[torch.Tensor], norm_type: float, max_norm: float, blocks: int
 ) -> float: ...

@@ -35,8 +35,8 @@ def clip_grad_norm_(
             one are left out.
         max_norm (float): the largest norm :math:`c` that is let through.
         norm_type (float): :math:`p`. 1, 2 and inf are fused; others, and gradients that are sparse,
-            of a tensor subclass, not dense in memory or, unless :math:`p` is 2, complex, go through
-            torch's own function.
+            of a tensor subclass, not dense in memory, overlapping (one tensor is the gradient of
+            several parameters) or, unless :math:`p` is 2, complex, go through torch's own function.
         error_if_nonfinite (bool): raise if the norm is NaN or infinite (default: False).
         foreach (bool, optional): ``False`` asks for torch's own for-loop.
 
@@ -65,6 +65,7 @@ def clip_grad_norm_(
             "this error and scale the gradients by the non-finite norm anyway, "
             "set `error_if_nonfinite=False`"
         )
-    _C.clip_grads(grads, norm, float(max_norm))
+    if _C.clip_grads(grads, norm, float(max_norm)) is not None:  # they overlap
+        return torch_clip_grad_norm_(params, *rest)
     dtypes = {g.dtype.to_real() for g in grads}
     return norm.to(functools.reduce(torch.promote_types, dtypes))

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -41,12 +41,8 @@ def _unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
     return step
 
 
-@torch.no_grad()
-def _exchange(a: Tensor, b: Tensor) -> None:
-    """Swaps two tensors' values."""
-    saved = a.clone()
-    a.copy_(b)
-    b.copy_(saved)
+class _EmaParameters(_C.ExchangeContext, contextlib.ContextDecorator):
+    """The context manager that :meth:`FusedOptimizer.ema_parameters` returns."""
 
 
 class FusedOptimizer(_Base):
@@ -92,12 +88,18 @@ class FusedOptimizer(_Base):
     _step_supports_amp_scaling = True
 
     _rule: ClassVar[int]
+    #: How errors name the optimizer: a subclass of a user's has its fused class's.
+    _name: ClassVar[str]
     _torch_step: ClassVar[Callable[..., Any]]
+    _torch_class: ClassVar[type[Optimizer]]
+    #: Whether a subclass has an ``_init_group`` of its own, which torch's step asks.
+    _prepares_groups: ClassVar[bool] = False
     #: Why the last step was torch's own, None if it ran on the kernels.
     _fallback_reason: str | None = None
     #: The four below and what steps found; None where none of them was ever asked for.
     _step_options: _C.StepOptions | None = None
-    _averages_are_in: bool = False
+    #: Between parameters and averages; None where there never was one.
+    _exchange: _C.Exchange | None = None
 
     max_grad_norm = StepOption(at_least_0)
     skip_nonfinite = StepOption(yes_or_no)
@@ -126,6 +128,10 @@ class FusedOptimizer(_Base):
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if rule is None:  # a user's subclass of a fused optimizer
+            before_torchs = itertools.takewhile(
+                lambda base: base is not cls._torch_class, cls.__mro__
+            )
+            cls._prepares_groups = any("_init_group" in vars(base) for base in before_torchs)
             return
         torch_class = next(
             base
@@ -133,7 +139,9 @@ class FusedOptimizer(_Base):
             if issubclass(base, Optimizer) and not issubclass(base, FusedOptimizer)
         )
         cls._rule = RULES[rule]
+        cls._name = cls.__name__
         cls._torch_step = staticmethod(_unhooked(torch_class.step))
+        cls._torch_class = torch_class
         cls._take_signature_of(torch_class)
         FUSED_CLASSES[torch_class] = cls
 
@@ -187,7 +195,7 @@ class FusedOptimizer(_Base):
         return self._untraced_step(closure)
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        if self._averages_are_in:
+        if self._exchange is not None and self._exchange.is_active:
             raise RuntimeError("step() inside ema_parameters(): the averages would be trained")
         defaults = self.defaults
         if "capturable" in defaults and torch.cuda.is_initialized():
@@ -206,14 +214,17 @@ class FusedOptimizer(_Base):
             self._fallback_reason = "foreach=True, fused=False or differentiable=True was asked for"
             torch_step(self, default_implementation=False)
             return loss
-        reason = _C.step(
-            self._rule,
-            self.param_groups,
-            self.state,
-            getattr(self, "grad_scale", None),
-            getattr(self, "found_inf", None),
-            self._step_options,
-        )
+        reason: str | None = "an _init_group of its own prepares torch's step"
+        if not self._prepares_groups and "_init_group" not in self.__dict__:
+            reason = _C.step(
+                self._rule,
+                self._name,
+                self.param_groups,
+                self.state,
+                getattr(self, "grad_scale", None),
+                getattr(self, "found_inf", None),
+                self._step_options,
+            )
         if reason != self._fallback_reason:
             self._fallback_reason = reason
             _log.debug("%s steps with %s", type(self).__name__, reason or "the fused kernels")
@@ -225,42 +236,36 @@ class FusedOptimizer(_Base):
     def _untraced_step(self, closure: Callable[[], Any] | None) -> Any:
         return self._step(closure)
 
-    @contextlib.contextmanager
-    def ema_parameters(self) -> Iterator[None]:
+    def ema_parameters(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the parameters hold their averages, for evaluation; afterwards, also after an
         exception, their own values again.
 
-        Values are exchanged in place, a tensor at a time, so that views, graphs and other modules
-        see them: meanwhile ``state[p]["ema"]`` holds the parameter's value. Parameters that have
-        not been stepped yet are their own averages.
+        Values are exchanged in place, so that views, graphs and other modules see them: meanwhile
+        ``state[p]["ema"]`` holds the parameter's value. Parameters that have not been stepped yet
+        are their own averages. All pairs are checked before the first is exchanged, and no signal
+        (Ctrl-C) comes between them.
 
         Raises:
-            RuntimeError: if there are no averages and ``ema_decay`` asks for none, if an average
-                does not fit its parameter, or inside another such context.
+            RuntimeError: on entering, with nothing changed: if there are no averages and
+                ``ema_decay`` asks for none; inside another such context; or, naming group and
+                parameter, if an average does not fit its parameter (shape, dtype, device), can't
+                be written, or shares memory with another one or a parameter. On leaving, naming
+                the parameters, if some could not be given their values back; all others have them.
         """
-        if self._averages_are_in:
-            raise RuntimeError("ema_parameters() inside ema_parameters()")
-        params = dict.fromkeys(p for group in self.param_groups for p in group["params"])
-        pairs = [(p, self.state[p]["ema"]) for p in params if "ema" in self.state.get(p, {})]
-        if not pairs and self.ema_decay is None:
+        if self._exchange is None:
+            self._exchange = _C.Exchange()
+        return _EmaParameters(self._name, self._find_averages, self._exchange)
+
+    def _find_averages(self) -> list[tuple[int, int, Tensor, Any]]:
+        found = {
+            p: (number, index, p, self.state[p]["ema"])
+            for number, group in enumerate(self.param_groups)
+            for index, p in enumerate(group["params"])
+            if "ema" in self.state.get(p, {})
+        }
+        if not found and self.ema_decay is None:
             raise RuntimeError("ema_parameters(): the optimizer was not given an ema_decay")
-        for p, average in pairs:
-            if (average.shape, average.dtype) != (p.shape, p.dtype):
-                raise RuntimeError(
-                    f"ema_parameters(): 'ema' is {average.dtype} of shape {list(average.shape)}, "
-                    f"its parameter {p.dtype} of shape {list(p.shape)}. Nothing was changed."
-                )
-        exchanged = []
-        self._averages_are_in = True
-        try:
-            for pair in pairs:
-                _exchange(*pair)
-                exchanged.append(pair)
-            yield
-        finally:
-            for pair in exchanged:
-                _exchange(*pair)
-            self._averages_are_in = False
+        return list(found.values())
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()

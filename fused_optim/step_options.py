@@ -1,5 +1,6 @@
 """The keyword arguments that every fused optimizer has beyond torch's, as checked attributes."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +37,24 @@ class StepOption:
         setattr(optimizer._step_options, self.name, value)
 
 
-def at_least_0(name: str, value: Any) -> float | None:
-    if value is not None and not value >= 0:
+def _number_from(low: float, high: float, name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several elements
+        number = math.nan
+    if isinstance(value, str) or not low <= number <= high:
         raise ValueError(f"Invalid {name} value: {value}")
-    return None if value is None else float(value)
+    return number
+
+
+def at_least_0(name: str, value: Any) -> float | None:
+    return _number_from(0, math.inf, name, value)
 
 
 def between_0_and_1(name: str, value: Any) -> float | None:
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"Invalid {name} value: {value}")
-    return None if value is None else float(value)
+    return _number_from(0, 1, name, value)
 
 
 def yes_or_no(name: str, value: Any) -> bool:

@@ -1,9 +1,11 @@
 """torch's own step, with what the kernels would do around it: AMP, clipping, skipping, zeroing
 and averaging."""
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import collections
+import functools
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,67 +29,78 @@ def torch_step(optimizer: "FusedOptimizer", default_implementation: bool) -> Non
     """
     options = optimizer._step_options or _C.StepOptions()
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    with contextlib.ExitStack() as stack:
-        if default_implementation:
-            stack.enter_context(_default_implementation(optimizer))
-        is_done = stack.enter_context(_prepared_gradients(optimizer, params, options))
+    is_done, grads = _decide(optimizer, params, options)
+    if is_done:
         joining = _values_of_joining(optimizer, params) if options.ema_decay is not None else {}
-        optimizer._torch_step(optimizer)
-        if is_done and options.ema_decay is not None:
+        _step_on(grads, optimizer, params, default_implementation)
+        if options.ema_decay is not None:
             _average(optimizer, params, joining, 1 - options.ema_decay)
     if options.zero_grads:
         Optimizer.zero_grad(optimizer, set_to_none=False)
 
 
-@contextlib.contextmanager
-def _default_implementation(optimizer: Optimizer) -> Iterator[None]:
-    flags = [
-        (group, name, group[name])
-        for group in optimizer.param_groups
-        for name in ("foreach", "fused")
-        if name in group
-    ]
-    try:
-        for group, name, _ in flags:
-            group[name] = None
-        yield
-    finally:
-        for group, name, value in flags:
-            group[name] = value
-
-
-@contextlib.contextmanager
-def _prepared_gradients(
+def _decide(
     optimizer: "FusedOptimizer", params: list[Tensor], options: _C.StepOptions
-) -> Iterator[bool]:
-    """Puts unscaled and clipped gradients in the place of the parameters' own, none where the step
-    is skipped. Gives whether it is done."""
-    amp = {name: optimizer.__dict__.pop(name, None) for name in ("grad_scale", "found_inf")}
-    grads = [p.grad for p in params]
+) -> tuple[bool, list[Tensor | None] | None]:
+    """Whether the step is done, and unscaled and clipped gradients for it, None where the
+    parameters' own will do."""
+    grad_scale, found_inf = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+    is_done = found_inf is None or float(found_inf) == 0
+    scale = 1.0 if grad_scale is None else float(grad_scale)
+    coefficient = None
+    if options.max_grad_norm is not None or options.skip_nonfinite:
+        norm = _total_norm([p.grad for p in params if p.grad is not None]) / scale
+        is_done = is_done and not (options.skip_nonfinite and not norm.isfinite())
+        if options.max_grad_norm is not None:
+            options.grad_norm = norm
+            coefficient = (options.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        if options.skip_nonfinite:
+            _count(options, norm.device, int(not is_done))
+    if not is_done or (scale == 1 and coefficient is None):
+        return is_done, None
+
+    def prepared(grad: Tensor) -> Tensor:
+        grad = grad if scale == 1 else grad / scale
+        return grad if coefficient is None else grad * coefficient.to(grad.device)
+
+    return is_done, [None if p.grad is None else prepared(p.grad) for p in params]
+
+
+def _step_on(
+    grads: list[Tensor | None] | None,
+    optimizer: "FusedOptimizer",
+    params: list[Tensor],
+    default_implementation: bool,
+) -> None:
+    """torch's own step, with these gradients in the place of the parameters' own, without AMP's
+    attributes and, if asked, without the groups' choice of implementation.
+
+    What is put away for it comes back whatever happens. Each list of it does in one call into C,
+    as a signal handler (Ctrl-C) could run between two calls.
+    """
+    own = optimizer.__dict__
+    amp: dict[str, Any] = {name: own[name] for name in ("grad_scale", "found_inf") if name in own}
+    flags = ("foreach", "fused") if default_implementation else ()
+    groups = optimizer.param_groups
+    asked = [{name: group[name] for name in flags if name in group} for group in groups]
+    places: list[dict[str, Any]] = [own, *groups]
+    put_away: list[dict[str, Any]] = [amp, *asked]
+    grads_before = [p.grad for p in params]
+    put_back: Callable[[], object] = functools.partial(
+        collections.deque, map(operator.ior, places, put_away), maxlen=0
+    )
     try:
-        is_done = amp["found_inf"] is None or float(amp["found_inf"]) == 0
-        scale = 1.0 if amp["grad_scale"] is None else float(amp["grad_scale"])
-        coefficient = None
-        if options.max_grad_norm is not None or options.skip_nonfinite:
-            norm = _total_norm([grad for grad in grads if grad is not None]) / scale
-            is_done = is_done and not (options.skip_nonfinite and not norm.isfinite())
-            if options.max_grad_norm is not None:
-                options.grad_norm = norm
-                coefficient = (options.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            if options.skip_nonfinite:
-                _count(options, norm.device, int(not is_done))
-        for p, grad in zip(params, grads, strict=True):
-            if grad is not None and not is_done:
-                p.grad = None
-            elif grad is not None and (scale != 1 or coefficient is not None):
-                p.grad = grad if scale == 1 else grad / scale
-                if coefficient is not None:
-                    p.grad = p.grad * coefficient.to(grad.device)
-        yield is_done
+        try:
+            for place, items in zip(places, put_away, strict=True):
+                place.update(dict.fromkeys(items))
+            if grads is not None:
+                _C.set_grads(params, grads)
+            optimizer._torch_step(optimizer)
+        finally:
+            if grads is not None:
+                _C.set_grads(params, grads_before)
     finally:
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
-        optimizer.__dict__.update({k: v for k, v in amp.items() if v is not None})
+        put_back()
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@
 #include "../gather.h"
 #include "../layout.h"
 #include "../lookup.h"
+#include "../overlap.h"
 #include "../tensor_checks.h"
 
 namespace fused_optim {
@@ -24,7 +25,7 @@ at::TensorOptions doubles_on(Device device) {
   return at::TensorOptions(at::kDouble).device(torch_device(device));
 }
 
-void add(Gradients& gradients, PyObject* object) {
+void add(Gradients& gradients, StorageCheck& storages, PyObject* object) {
   if (!is_plain_type(object)) throw NotFused("a gradient is of another type than Tensor");
   const c10::TensorImpl& tensor = *THPVariable_Unpack(object).unsafeGetTensorImpl();
   if (!is_plain(tensor)) throw NotFused("a gradient is no plain strided tensor");
@@ -37,7 +38,15 @@ void add(Gradients& gradients, PyObject* object) {
   if (!lies_within_storage(tensor)) throw NotFused("a gradient reaches beyond its storage");
   if (c10::impl::cow::is_cow_data_ptr(tensor.unsafe_storage().data_ptr()))
     throw NotFused("a gradient shares its memory until it is written");
+  storages.add(*tensor.unsafe_storage().unsafeGetStorageImpl());
   gradients.add(first_element(tensor), real_numel(tensor), dtype, device_of(tensor));
+}
+
+bool do_overlap(const Gradients& gradients) {
+  std::vector<Interval> intervals;
+  for (const Gradient& gradient : gradients.entries)
+    intervals.emplace_back(gradient.data, gradient.numel * item_size(gradient.dtype), true);
+  return do_overlap(std::move(intervals));
 }
 
 /// The devices that gradients are on, the first one's first.
@@ -63,11 +72,15 @@ at::Tensor sums_on(Device device, const Gradients& gradients, NormType type, boo
 
 }  // namespace
 
-Gradients read_gradients(PyObject* list) {
+Gradients read_gradients(PyObject* list, bool are_written) {
   if (!PyList_Check(list)) throw NotFused("gradients are in no list");
   Gradients gradients;
   gradients.entries.reserve(PyList_GET_SIZE(list));
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) add(gradients, PyList_GET_ITEM(list, i));
+  StorageCheck storages(PyList_GET_SIZE(list));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i)
+    add(gradients, storages, PyList_GET_ITEM(list, i));
+  if (are_written && storages.may_overlap() && do_overlap(gradients))
+    throw NotFused("gradients overlap in memory");
   return gradients;
 }
 

@@ -10,8 +10,9 @@
 namespace fused_optim {
 
 /// The gradients of a Python list of tensors. Throws NotFused where one is not plain, dense and of
-/// a dtype and device that have kernels.
-Gradients read_gradients(PyObject* list);
+/// a dtype and device that have kernels, or where they overlap and are to be written: two threads
+/// would scale one element, each or both.
+Gradients read_gradients(PyObject* list, bool are_written = false);
 
 /// The type for torch's norm_type. Throws NotFused for others than 1, 2 and infinity, and where
 /// complex gradients need the absolute value of each element.

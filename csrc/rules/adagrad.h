@@ -15,6 +15,7 @@ struct Adagrad {
   };
   static constexpr StateSpec states[] = {{"sum", nullptr, "initial_accumulator_value"}};
   static constexpr bool has_step = true;
+  static constexpr bool begins_in_constructor = true;
 
   template <class T>
   struct Scalars {

@@ -9,6 +9,9 @@
 //                    with (none: zero);
 //   has_step         whether torch keeps a `step` in the state; where it does not, `step` is 1
 //                    for a parameter whose state is new and 2 ever after;
+//   begins_in_constructor
+//                    optional: torch makes the state in the constructor, so that the model may have
+//                    changed its dtype since;
 //   first_step_differs_with
 //                    optional, for rules without step: the hyperparameter that at 0 makes the
 //                    first step the one that states of zero would give anyway;
@@ -69,6 +72,7 @@ struct RuleSpec {
   const ScalarStateSpec* scalar_states;
   int num_scalar_states;
   bool has_step;
+  bool begins_in_constructor;
   const char* first_step_differs_with;  // nullptr: it doesn't
 };
 
@@ -121,6 +125,7 @@ constexpr RuleSpec make_spec() {
           scalar_states,
           num_scalar_states<Rule>,
           Rule::has_step,
+          requires { Rule::begins_in_constructor; },
           first_step_differs_with};
 }
 

@@ -1,0 +1,68 @@
+// State that a step creates, and scalars that it moves to the parameter's device: first as tensors,
+// then as Python objects that nobody sees, at last in the optimizer's state.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <Python.h>
+#include <torch/csrc/utils/object_ptr.h>
+
+#include <vector>
+
+#include "rules/rule.h"
+
+namespace fused_optim {
+
+/// What one parameter gets.
+class NewState {
+ public:
+  PyObject* param;     // borrowed
+  PyObject* existing;  // borrowed: the parameter's state dict where there is one, else nullptr
+
+  NewState(PyObject* owner, PyObject* state) : param(owner), existing(state) {}
+
+  /// A place for a tensor under this key, which is borrowed and interned; in torch's order.
+  at::Tensor& add(PyObject* key);
+
+  /// A dict of all of them. Making it can run any Python code. Throws PythonError.
+  THPObjectPtr make_dict() const;
+
+ private:
+  static constexpr int kCapacity = 2 + kMaxScalarStates + kMaxStates;  // and `step` and the average
+  int num_tensors_ = 0;
+  PyObject* keys_[kCapacity];
+  at::Tensor tensors_[kCapacity];
+};
+
+/// The Python objects of new state.
+class NewStateObjects {
+ public:
+  /// Makes them. This runs Python code: the collector and finalizers, the parameters' `__hash__`,
+  /// and with it signal handlers and other threads. Throws PythonError.
+  explicit NewStateObjects(const std::vector<NewState>& new_states);
+
+  /// Puts all of them into the optimizer's state, running no Python code, or none: throws
+  /// PythonError where there is no memory.
+  void link(PyObject* state);
+
+ private:
+  /// Items for a dict that is there already.
+  struct Addition {
+    THPObjectPtr dict, items;
+  };
+
+  /// What a dict held under a key before: nullptr where nothing. Owned until the step is done, so
+  /// that no finalizer of it runs in between.
+  struct Replaced {
+    PyObject *dict, *key;  // borrowed from the addition
+    THPObjectPtr value;
+  };
+
+  bool insert(Addition& addition);
+  void undo(PyObject* state);
+
+  std::vector<Addition> additions_;
+  std::vector<Replaced> replaced_;
+  THPObjectPtr by_param_;  // the dicts of parameters that had none
+};
+
+}  // namespace fused_optim
