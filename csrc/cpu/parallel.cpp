@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 
 // libgomp's entry point, which LLVM's libomp offers too. Called by name and left to the loader,
 // it binds to the runtime that libtorch_cpu has brought in: -fopenmp would link one of the
@@ -25,16 +26,41 @@ constexpr int64_t kRangesPerThread = 16;
 // A multiple of every vector width, so that only a tensor's own end is ragged.
 constexpr int64_t kRangeAlignment = 1024;
 
+/// How the calling thread rounds and whether it flushes subnormals (torch.set_flush_denormal): a
+/// register of each thread, and one result needs one mode.
+class CallersMode {
+ public:
+  CallersMode() { fegetenv(&mode_); }
+
+  /// Takes this mode for as long as the other object lives.
+  class Taken {
+   public:
+    explicit Taken(const CallersMode& callers) {
+      fegetenv(&own_);
+      fesetenv(&callers.mode_);
+    }
+    ~Taken() { fesetenv(&own_); }
+
+   private:
+    std::fenv_t own_;
+  };
+
+ private:
+  std::fenv_t mode_;
+};
+
 struct Region {
   void (*body)(const void*, int64_t, int64_t);
   const void* context;
   int64_t total;
   int64_t range;
+  CallersMode mode;
   std::atomic<int64_t> next{0};
 };
 
 void run_region(void* data) {
   auto& region = *static_cast<Region*>(data);
+  const CallersMode::Taken mode(region.mode);
   for (;;) {
     const int64_t begin = region.next.fetch_add(region.range, std::memory_order_relaxed);
     if (begin >= region.total) return;
@@ -52,7 +78,7 @@ void parallel_ranges(int64_t total, void (*body)(const void*, int64_t, int64_t),
 
   const int64_t even = (total + threads * kRangesPerThread - 1) / (threads * kRangesPerThread);
   const int64_t range = (even + kRangeAlignment - 1) / kRangeAlignment * kRangeAlignment;
-  Region region{body, context, total, range};
+  Region region{body, context, total, range, {}};
   GOMP_parallel(run_region, &region, static_cast<unsigned>(threads), 0);
 }
 
