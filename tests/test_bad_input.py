@@ -23,6 +23,8 @@ from twins import (
     snapshot,
 )
 
+import fused_optim
+
 #: What a corrupt checkpoint may hold in a state tensor's place.
 CORRUPTIONS = {
     "missing": lambda t: None,
@@ -197,6 +199,39 @@ def test_error_leaves_new_state_out(optimizer_class):
     with pytest.raises(RuntimeError, match="group 0, parameter 1: 'grad'"):
         optimizer.step()
     assert_unchanged(optimizer, before)
+
+
+def test_errors_name_the_class_that_was_constructed():
+    class Mine(fused_optim.AdamW):
+        pass
+
+    for cls, name in ((fused_optim.Adam, "Adam"), (fused_optim.AdamW, "AdamW"), (Mine, "AdamW")):
+        params = make_params([(3,)])
+        optimizer = cls(params, ema_decay=0.5)
+        set_grads(params, seed=0)
+        optimizer.step()
+        optimizer.state[params[0]]["ema"] = torch.zeros(4)
+        message = rf"^fused_optim\.{name}: group 0, parameter 0: 'ema' has shape"
+        with pytest.raises(RuntimeError, match=message):
+            optimizer.step()
+        with pytest.raises(RuntimeError, match=message), optimizer.ema_parameters():
+            pass
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_adagrad_of_a_model_that_changed_its_dtype_after_construction(dtype):
+    """Its state is made in the constructor. torch steps such parameters, and so do we."""
+    params, others = make_params([(3,), (4, 2)]), make_params([(3,), (4, 2)])
+    ours = fused_optim.Adagrad(params)
+    theirs = torch.optim.Adagrad(others, foreach=False)
+    for p in (*params, *others):
+        p.data = p.data.to(dtype)
+    for seed in range(3):
+        set_grads(params, others, seed=seed)
+        ours.step()
+        theirs.step()
+        assert "float32" in ours._fallback_reason
+    assert_same_values(params, others, rtol=0, atol=0)
 
 
 def test_mangled_groups_get_torchs_answer(optimizer_class):

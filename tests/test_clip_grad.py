@@ -288,3 +288,20 @@ def test_gradients_that_the_extension_is_handed_by_mistake():
     assert isinstance(_C.grad_norm([torch.zeros(3, dtype=torch.int32)], 2.0), str)
     leaf = torch.zeros(3, requires_grad=True)
     assert "autograd" in _C.grad_norm([leaf * 1], 2.0)
+
+
+@pytest.mark.parametrize("how", ["one tensor", "overlapping views", "NumPy"])
+def test_gradients_that_share_memory(how):
+    """Two threads would scale the shared elements, each or both: torch's function scales them as
+    often as they are there."""
+    results = []
+    for clip in (fused_optim.clip_grad_norm_, torch.nn.utils.clip_grad_norm_):
+        params = [Parameter(torch.zeros(1 << 19)) for _ in range(4)]
+        memory = torch.linspace(0, 1, (1 << 19) + 1)
+        for i, p in enumerate(params):
+            p.grad = memory[:-1] if how == "one tensor" else memory[i % 2 :][: 1 << 19]
+            if how == "NumPy":  # each view has a storage of its own
+                p.grad = torch.from_numpy(p.grad.numpy())
+        results.append((clip(params, 1.0), memory))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-6, atol=0)

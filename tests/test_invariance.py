@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch.nn import Parameter
 from twins import CASES, SUPPORTED_ISAS, case_id, same_bits
 
 import fused_optim._C as _C
@@ -113,3 +114,31 @@ def test_float16_and_bfloat16_round_as_torch_does():
                 param.grad = grad
                 sgd([param], lr=lr).step()
                 assert same_bits(param.detach(), expected)
+
+
+def test_the_callers_floating_point_mode_holds_for_all_threads(optimizer_class):
+    """torch.set_flush_denormal sets a register of the calling thread alone, and which thread takes
+    which range is up to chance."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor can't flush subnormals")
+    try:
+        params = [Parameter(torch.full((1 << 18,), 1e-39)) for _ in range(2)]
+        for p in params:
+            p.grad = torch.full_like(p, 1e-39)
+        torch.set_num_threads(1)
+        one = optimizer_class(params[:1], lr=1e-3)
+        one.step()
+        torch.set_num_threads(4)
+        for _ in range(20):
+            params[1].data.fill_(1e-39)
+            several = optimizer_class(params[1:], lr=1e-3)
+            several.step()
+            assert same_bits(params[1].detach(), params[0].detach())
+            for name, state in one.state[params[0]].items():
+                assert same_bits(several.state[params[1]][name], state)
+        # And is put back: an operation of torch's on all threads still has subnormals.
+        torch.set_flush_denormal(False)
+        halved = torch.full((1 << 20,), 1e-38) * 0.1
+        assert torch.equal(halved, torch.full((1 << 20,), 1e-38 * 0.1))
+    finally:
+        torch.set_flush_denormal(False)
