@@ -19,8 +19,9 @@ __device__ double sum_block(const Storage* x, int64_t count) {
     __syncthreads();
     Kernel::add_columns(columns, threadIdx.x, half);
   }
-  const double sum = columns[0];
   __syncthreads();
+  const double sum = columns[0];
+  __syncthreads();  // before the next sum's columns are written
   return sum;
 }
 
