@@ -1,52 +1,24 @@
-"""The compiled CUDA kernels: no spills, and memory is accessed 16 bytes at a time."""
+"""The compiled CUDA kernels: registers for two blocks and no spills, all loads of an iteration in
+flight together, and what synchronises blocks and threads where it must be."""
 
-import functools
 import itertools
-import pathlib
-import re
-import subprocess
 
 import pytest
+import sass
 import torch
-from torch.utils import cpp_extension
+from sass import kernels, usages
 from twins import CASES
 
 import fused_optim._C as _C
 
 DTYPES = 4
-#: Packs that a thread loads before it computes, as in csrc/cuda/kernel_body.h.
-UNROLL = 2
-
-
-def cuobjdump():
-    """From a CUDA toolkit, or the one that comes with triton, which comes with torch."""
-    paths = [pathlib.Path(cpp_extension.CUDA_HOME or "/usr/local/cuda", "bin/cuobjdump")]
-    try:
-        import triton
-
-        paths.append(pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
-    except ImportError:
-        pass
-    return next((str(path) for path in paths if path.exists()), None)
-
-
-def why_not():
-    if not _C.cuda_archs():
-        return "fused_optim was built without CUDA"
-    return None if cuobjdump() else "there is no cuobjdump here"
-
+#: Of a multiprocessor, and of a block: kThreads in csrc/cuda/kernel_body.h.
+REGISTERS, THREADS = 65_536, 256
 
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.skipif(sass.why_not() is not None, reason=str(sass.why_not())),
 ]
-
-
-@functools.cache
-def dump(what):
-    return subprocess.run(
-        [cuobjdump(), what, _C.__file__], check=True, capture_output=True, text=True
-    ).stdout
 
 
 def kernels_per_arch():
@@ -61,36 +33,129 @@ def kernels_per_arch():
     return DTYPES * len(variants)
 
 
+def step_kernels():
+    found = kernels("step_kernel_of")
+    assert len(found) >= kernels_per_arch() * len(_C.cuda_archs().split(","))
+    return found
+
+
+def operands(kernel):
+    """Parameter, gradient and states."""
+    return 2 + int(kernel.name.split()[2]).bit_count()
+
+
+def unroll(kernel):
+    """Packs of each operand that a thread loads before it computes: csrc/cuda/chunk.h."""
+    return 1 if kernel.name.endswith("float64") and operands(kernel) > 4 else 2
+
+
+def loads_in_flight(kernel):
+    """Each operand's, and the average's for where there is one."""
+    return unroll(kernel) * (operands(kernel) + 1)
+
+
 def test_no_spills_and_no_stack():
-    usage = re.findall(
-        r"Function (\S*_kernel_of\S*):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)",
-        dump("-res-usage"),
-    )
     archs = len(_C.cuda_archs().split(","))
     # The steps; sums and scaling in each dtype, and three ways to finish a norm.
-    assert len(usage) >= archs * (kernels_per_arch() + DTYPES * (3 + 1) + 3)
-    assert {(stack, local) for _, stack, local in usage} == {("0", "0")}
+    assert len(usages()) >= archs * (kernels_per_arch() + DTYPES * (3 + 1) + 3)
+    assert {(usage.stack, usage.local) for usage in usages()} == {(0, 0)}
+
+
+def test_registers_for_two_blocks_a_multiprocessor():
+    most = REGISTERS // (2 * THREADS)
+    steps = [usage for usage in usages() if "step_kernel_of" in usage.function]
+    assert [usage for usage in steps if usage.registers > most] == []
+
+
+def test_all_loads_of_an_iteration_stand_before_the_first_use_of_any():
+    """Else they wait for one another, and memory for them."""
+    for kernel in step_kernels():
+        group = loads_in_flight(kernel)
+        positions = [i for i, x in enumerate(kernel.code) if x.is_wide_load]
+        # Of aligned operands, after those of entries of which some are not.
+        first, last = positions[-group], positions[-1]
+        between = kernel.code[first : last + 1]
+        assert len(positions) == 2 * group, kernel.name
+        loaded = set()
+        for instruction in between:
+            assert not loaded & instruction.read, f"{kernel.name}: {instruction.text}"
+            if instruction.is_wide_load:
+                loaded |= instruction.loaded
+        assert len(loaded) == 4 * group, kernel.name
+
+
+def test_first_loads_are_under_way_before_the_scalars():
+    """And one thread computes the scalars: all divisions of doubles are between two barriers."""
+    for kernel in step_kernels():
+        loads = [i for i, x in enumerate(kernel.code) if x.is_wide_load]
+        _, begin, end, *_ = kernel.positions("BAR")  # the first one is the kernel's beginning
+        assert loads[-1] < begin, kernel.name
+        past = [x.text for x in kernel.code[begin : begin + 8] if x.operation == "BRA"]
+        assert past and past[0].startswith("@"), f"{kernel.name}: all threads compute"
+        if kernel.name.endswith("float64"):
+            continue
+        # Scalar states are advanced once a tensor, after the arrival.
+        (arrival,) = kernel.positions("ATOMG")
+        divisions = [i for i in kernel.positions("MUFU.RCP64H") if i < arrival]
+        assert divisions and all(begin < i < end for i in divisions), kernel.name
+
+
+def test_memory_is_accessed_in_elements_or_sixteen_bytes():
+    widths = {"float32": "", "float64": ".64", "bfloat16": ".U16", "float16": ".U16"}
+    for kernel in step_kernels():
+        stored = [x.operation.removeprefix("STG.E") for x in kernel.code]
+        stored = {width for width in stored if not width[:1].isalpha()}
+        allowed = {".128", widths[kernel.name.split()[3]], ""}  # a `step` is a float
+        assert ".128" in stored and stored <= allowed, f"{kernel.name}: {stored}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pairs"),
+    [("bfloat16", ["F2FP.BF16"]), ("float16", ["F2FP.F16", "F2FP.PACK_AB"])],
+)
+def test_half_types_are_converted_by_the_hardware(dtype, pairs):
+    """Two values in one instruction, which architectures have from 8.0 on."""
+    for kernel in step_kernels():
+        arch, _, _, found = kernel.name.split()
+        if found != dtype or int(arch.removeprefix("sm_").rstrip("af")) < 80:
+            continue
+        converted = kernel.positions(*pairs)
+        stored = operands(kernel)  # all but the gradient, and the average
+        assert len(converted) >= unroll(kernel) * stored * 4, kernel.name
+
+
+def test_steps_are_advanced_from_memory_and_fenced():
+    """Constant memory would serve the threads one after the other. Fences order what all blocks
+    have read before the arrival of the last one, and what it writes after."""
+    for kernel in step_kernels():
+        (arrival,) = kernel.positions("ATOMG")
+        before, after = kernel.code[arrival - 20 : arrival], kernel.code[arrival:]
+        end = next(i for i, x in enumerate(after) if x.text == "EXIT")
+        assert any(x.operation.startswith("MEMBAR") for x in before), kernel.name
+        assert any(x.operation.startswith("MEMBAR") for x in after[:20]), kernel.name
+        constants = [x.text for x in after[:end] if "c[0x0][R" in x.text]
+        assert not constants, f"{kernel.name}: {constants}"
 
 
 def test_norms_load_sixteen_bytes_at_a_time_too():
-    functions = re.split(r"Function : ", dump("-sass"))[1:]
-    sums = [f for f in functions if "13sum_kernel_of" in f.split("\n", 1)[0]]
+    sums = kernels("13sum_kernel_of")
     assert len(sums) >= DTYPES * 3
     for kernel in sums:
-        accesses = re.findall(r"\bLDG\.E(?:\.CONSTANT)?(\.128)?", kernel)
-        runs = [len(list(run)) for is_wide, run in itertools.groupby(accesses) if is_wide]
-        assert max(runs) >= 4, kernel.split("\n", 1)[0]
+        loads = [x for x in kernel.code if x.operation.startswith("LDG.E")]
+        runs = [len(list(run)) for wide, run in itertools.groupby(loads, _is_wide) if wide]
+        assert max(runs) >= 4, kernel.name
 
 
-def test_sixteen_byte_accesses_with_several_loads_in_flight():
-    functions = re.split(r"Function : ", dump("-sass"))[1:]
-    kernels = [f for f in functions if "step_kernel" in f.split("\n", 1)[0]]
-    assert len(kernels) >= kernels_per_arch()
-    for kernel in kernels:
-        accesses = re.findall(r"\b(LDG|STG)\.E(\.128)?", kernel)
-        wide = [kind for kind, is_wide in accesses if is_wide]
-        runs = [len(list(run)) for kind, run in itertools.groupby(wide) if kind == "LDG"]
-        stores = wide.count("STG")
-        # Every pack of 16 bytes: parameter and states are stored, the gradient only loaded.
-        assert stores >= UNROLL, kernel.split("\n", 1)[0]
-        assert max(runs) >= 4, kernel.split("\n", 1)[0]
+def _is_wide(instruction):
+    return instruction.is_wide_load
+
+
+def test_a_norms_sum_is_read_after_a_barrier():
+    """By all threads, after the one that adds the last two columns has written it."""
+    reducing = kernels("13sum_kernel_of") + kernels("21finish_norm_kernel_of")
+    assert len(reducing) >= DTYPES * 3 + 3
+    for kernel in reducing:
+        last_write = kernel.positions("STS")[-1]
+        then = [x.operation for x in kernel.code[last_write + 1 :]]
+        then = [x[:3] for x in then if x.startswith(("BAR", "LDS"))]
+        assert then[:2] == ["BAR", "LDS"], f"{kernel.name}: {then}"

@@ -5,6 +5,7 @@ import torch
 from twins import (
     CASES,
     SCALARS,
+    SUPPORTED_ISAS,
     assert_unchanged,
     case_id,
     copies,
@@ -28,6 +29,13 @@ def make(size, dtype, offset, seed):
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
     whole[offset:] = values.to(dtype)
     return whole[offset:].detach().requires_grad_()
+
+
+def unaligned(tensor, offset=1):
+    """The same values, `offset` elements into memory of their own."""
+    whole = torch.zeros(tensor.numel() + offset, dtype=tensor.dtype)
+    whole[offset:] = tensor.detach().flatten()
+    return whole[offset:].view(tensor.shape)
 
 
 def kernel_step(optimizer, blocks, threads, grad_scale=None, found_inf=None):
@@ -65,6 +73,52 @@ def test_bitwise_the_cpu_engines_result(case, dtype, offset, launch):
         assert kernel_step(kernel, *launch) == 1
         cpu.step()
         assert_same(kernel, cpu, params, others)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_one_unaligned_operand_among_aligned_ones(case, dtype):
+    """Each in turn: gradients in views of a bucket, states of a checkpoint, averages."""
+    cls, options = case
+    asked = {"zero_grads": True, "ema_decay": 0.75}
+    params = [make(size, dtype, 0, seed=size) for size in SIZES]
+    others = copies(params)
+    kernel, cpu = cls(params, **options, **asked), cls(others, **options, **asked)
+    set_grads(params, others, seed=0)
+    kernel_step(kernel, 3, 32)
+    cpu.step()
+    keys = [None, *(k for k, v in kernel.state[params[-1]].items() if v.dim() > 0)]
+    for seed, key in enumerate(keys, 1):
+        set_grads(params, others, seed=seed)
+        for p in params:
+            if key is None:
+                p.grad = unaligned(p.grad)
+            else:
+                kernel.state[p][key] = unaligned(kernel.state[p][key])
+        kernel_step(kernel, 3, 32)
+        cpu.step()
+        assert_same(kernel, cpu, params, others)
+        assert not any(p.grad.any() for p in params)
+        for p in params:
+            if key is not None:
+                kernel.state[p][key] = kernel.state[p][key].clone()
+
+
+@pytest.mark.parametrize(("dtype", "nan"), [(torch.bfloat16, 0x7FC0), (torch.float16, 0x7E00)])
+def test_every_nan_of_a_half_type_is_the_same(dtype, nan):
+    """Whatever the sign and payload of the one that it comes from."""
+    given = [nan, nan + 1, nan - 0x8000, nan - 0x8000 + 1]
+    for isa in (None, *SUPPORTED_ISAS):
+        param = torch.zeros(40, dtype=dtype, requires_grad=True)
+        param.grad = torch.tensor(given * 10, dtype=torch.int16).view(dtype)
+        assert param.grad.isnan().all()
+        optimizer = fused_optim.SGD([param], lr=0.5)
+        if isa is None:
+            kernel_step(optimizer, 2, 3)
+        else:
+            _C.set_isa(isa)
+            optimizer.step()
+        assert (param.detach().view(torch.int16) == nan).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 585, 3000])

@@ -13,10 +13,12 @@ namespace {
 template <class Kernel>
 void run_table(const KernelTable& table, uint32_t blocks, uint32_t threads) {
   for (uint32_t block = 0; block < blocks; ++block)
-    for (uint32_t thread = 0; thread < threads; ++thread)
-      Kernel::run({block, thread, blocks, threads}, table);
+    for (uint32_t thread = 0; thread < threads; ++thread) {
+      typename Kernel::Scalars scalars;
+      Kernel::run({block, thread, blocks, threads}, TableView(table), scalars);
+    }
   for (uint32_t thread = 0; thread < threads; ++thread)
-    Kernel::advance_steps(thread, threads, table);
+    Kernel::advance_steps(thread, threads, TableView(table));
 }
 
 constexpr Device kHost{DeviceKind::CPU, 0};

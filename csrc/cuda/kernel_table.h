@@ -13,10 +13,8 @@ namespace fused_optim::cuda {
 /// Few enough that the blocks of a launch end nearly together.
 constexpr int64_t kChunk = 1 << 13;
 
-/// Rows of hyperparameters, then entries, then the layouts of strided tensors, in 8-byte words.
-/// It travels by value: there is no copy on the device to go stale, and CUDA graphs capture it.
-struct KernelTable {
-  static constexpr int kWords = 4088;
+/// What is the same for all tensors of a launch, and what its table consists of.
+struct TableHead {
   static constexpr uint32_t kZeroGrads = 1;  // flags
   static constexpr uint32_t kAverages = 2;   // each entry has an average
   /// Values of `arrival`: below kArrivals, the counter by which the last block to be through knows
@@ -32,11 +30,51 @@ struct KernelTable {
   uint32_t flags;
   uint32_t num_entries;
   uint32_t num_chunks;
-  uint32_t first_entry;  // its word
+  uint32_t first_row, first_entry;  // their words
   uint32_t arrival;
+
+  FUSED_OPTIM_INLINE bool zeroes_grads() const { return flags & kZeroGrads; }
+  FUSED_OPTIM_INLINE bool has_averages() const { return flags & kAverages; }
+
+  /// AMP found an overflow, or the gradients are not finite: nothing of this step is done but
+  /// zeroing.
+  FUSED_OPTIM_INLINE bool is_skipped() const {
+    return (found_inf != nullptr && *found_inf != 0.0f) ||
+           (decision != nullptr && decision->is_skipped != 0.0);
+  }
+};
+
+/// The head, then in words of 8 bytes: the entries' chunk ends, rows of hyperparameters, entries,
+/// the layouts of strided tensors. It travels by value: there is no copy on the device to go stale,
+/// and CUDA graphs capture it.
+template <int kNumWords>
+struct TableOf {
+  static constexpr int kWords = kNumWords;
+
+  TableHead head;
   uint64_t words[kWords];
 };
+
+using KernelTable = TableOf<4088>;
 static_assert(sizeof(KernelTable) <= 32764, "the limit of kernel arguments since CUDA 12.1");
+
+/// A table of any size.
+struct TableView {
+  const TableHead& head;
+  const uint64_t* words;
+
+  template <int kWords>
+  FUSED_OPTIM_INLINE explicit TableView(const TableOf<kWords>& table)
+      : head(table.head), words(table.words) {}
+
+  /// Chunks up to the end of this entry. Two to a word, so that a search touches few cache lines.
+  FUSED_OPTIM_INLINE uint32_t chunk_end(uint32_t entry) const {
+    return static_cast<uint32_t>(words[entry / 2] >> (entry % 2 * 32));
+  }
+  FUSED_OPTIM_INLINE uint32_t first_chunk(uint32_t entry) const {
+    return entry == 0 ? 0 : chunk_end(entry - 1);
+  }
+};
 
 /// A row: maximize's sign (over AMP's scale where the host knows it), which values are addresses
 /// of device tensors and which of these hold doubles, and the values.
@@ -56,40 +94,40 @@ struct RowView {
   }
 };
 
-/// An entry: its operands, step, number of elements, and packed into one word: chunks up to its
-/// end (32 bits), row (16), flags (4), word of its strided layout (12; 0: none). Then the addresses
-/// of its scalar states and, where the table says so, of its average.
+/// An entry: its operands, step, number of elements, and packed into one word: row (16 bits), word
+/// of its strided layout (16; 0: none), flags (8), operands off 16-byte boundaries (a bit each).
+/// Then the addresses of its scalar states and, where the table says so, of its average.
 struct EntryView {
   const uint64_t* words;
   int operands;
 
-  static constexpr uint32_t kAligned = 1;     // every operand begins on a 16-byte boundary
-  static constexpr uint32_t kDeviceStep = 2;  // `step` is the address of a float
-  static constexpr uint32_t kDTypeShift = 2;  // the other two: the dtype of the scalar states
+  static constexpr uint32_t kDeviceStep = 1;  // `step` is the address of a float
+  static constexpr uint32_t kDTypeShift = 1;  // the two above: the dtype of the scalar states
 
   FUSED_OPTIM_INLINE static int size(int operands, int scalar_states, bool has_average) {
     return operands + 3 + scalar_states + (has_average ? 1 : 0);
   }
 
-  static uint64_t pack(uint32_t chunk_end, uint32_t row, uint32_t flags, uint32_t layout) {
-    return chunk_end | static_cast<uint64_t>(row) << 32 | static_cast<uint64_t>(flags) << 48 |
-           static_cast<uint64_t>(layout) << 52;
+  static uint64_t pack(uint32_t row, uint32_t layout, uint32_t flags, uint32_t unaligned) {
+    return row | static_cast<uint64_t>(layout) << 16 | static_cast<uint64_t>(flags) << 32 |
+           static_cast<uint64_t>(unaligned) << 40;
   }
 
   FUSED_OPTIM_INLINE void* operand(int i) const { return reinterpret_cast<void*>(words[i]); }
   FUSED_OPTIM_INLINE int64_t numel() const { return static_cast<int64_t>(words[operands + 1]); }
   FUSED_OPTIM_INLINE uint64_t packed() const { return words[operands + 2]; }
-  FUSED_OPTIM_INLINE uint32_t chunk_end() const { return static_cast<uint32_t>(packed()); }
-  FUSED_OPTIM_INLINE uint32_t row() const { return (packed() >> 32) & 0xffffu; }
-  FUSED_OPTIM_INLINE uint32_t flags() const { return (packed() >> 48) & 0xfu; }
-  FUSED_OPTIM_INLINE uint32_t layout() const { return packed() >> 52; }
+  FUSED_OPTIM_INLINE uint32_t row() const { return packed() & 0xffffu; }
+  FUSED_OPTIM_INLINE uint32_t layout() const { return (packed() >> 16) & 0xffffu; }
+  FUSED_OPTIM_INLINE uint32_t flags() const { return (packed() >> 32) & 0xffu; }
+  /// The average's bit is the one after the operands'.
+  FUSED_OPTIM_INLINE uint32_t unaligned() const { return (packed() >> 40) & 0xffu; }
 
   FUSED_OPTIM_INLINE void* scalar_state(int i) const {
     return reinterpret_cast<void*>(words[operands + 3 + i]);
   }
   FUSED_OPTIM_INLINE void* average(int scalar_states) const { return scalar_state(scalar_states); }
   FUSED_OPTIM_INLINE DType scalar_dtype() const {
-    return static_cast<DType>(flags() >> kDTypeShift);
+    return static_cast<DType>((flags() >> kDTypeShift) & 3u);
   }
   FUSED_OPTIM_INLINE float* device_step() const {
     return reinterpret_cast<float*>(words[operands]);
@@ -108,14 +146,25 @@ struct LayoutView {
 
   static constexpr int size(int dims, int operands) { return 1 + dims * (1 + operands); }
 
-  FUSED_OPTIM_INLINE int64_t offset(int operand, int64_t element) const {
-    const int dims = static_cast<int>(words[0]);
-    const uint64_t* sizes = words + 1;
-    const uint64_t* strides = sizes + dims * (1 + operand);
-    int64_t offset = 0;
-    for (int dim = dims; dim-- > 0; element /= static_cast<int64_t>(sizes[dim]))
-      offset += element % static_cast<int64_t>(sizes[dim]) * static_cast<int64_t>(strides[dim]);
-    return offset;
+  FUSED_OPTIM_INLINE int dims() const { return static_cast<int>(words[0]); }
+  FUSED_OPTIM_INLINE uint64_t size_of(int dim) const { return words[1 + dim]; }
+  FUSED_OPTIM_INLINE int64_t stride(int operand, int dim) const {
+    return static_cast<int64_t>(words[1 + dims() * (1 + operand) + dim]);
+  }
+
+  /// Calls visit(dim, index) for each index of this element's multi-index, which is computed once
+  /// for all operands. `Integer`: 32 bits where the number of elements fits, as GPUs take several
+  /// times longer to divide 64.
+  template <class Integer, class Visit>
+  FUSED_OPTIM_INLINE void for_each_index(Integer element, Visit visit) const {
+    FUSED_OPTIM_KEEP_LOOP
+    for (int dim = dims(); dim-- > 1;) {
+      const auto size = static_cast<Integer>(size_of(dim));
+      const Integer outer = element / size;
+      visit(dim, static_cast<int64_t>(element - outer * size));
+      element = outer;
+    }
+    visit(0, static_cast<int64_t>(element));
   }
 };
 

@@ -18,13 +18,13 @@ struct SumKernel {
     if (reinterpret_cast<uintptr_t>(x) % 16 == 0) {
       constexpr int kInFlight = 4;
       for (; i + (kInFlight - 1) * kRow + kPack <= count; i += kInFlight * kRow) {
-        Pack<Storage> packs[kInFlight];
+        Pack packs[kInFlight];
         FUSED_OPTIM_UNROLL
-        for (int p = 0; p < kInFlight; ++p) packs[p] = load(pack_at(x + i + p * kRow));
+        for (int p = 0; p < kInFlight; ++p) packs[p] = load(x + i + p * kRow);
         FUSED_OPTIM_UNROLL
-        for (int p = 0; p < kInFlight; ++p) add(sums, packs[p].values);
+        for (int p = 0; p < kInFlight; ++p) add(sums, packs[p]);
       }
-      for (; i + kPack <= count; i += kRow) add(sums, load(pack_at(x + i)).values);
+      for (; i + kPack <= count; i += kRow) add(sums, load(x + i));
     }
     for (; i < count; i += kRow) FUSED_OPTIM_UNROLL
     for (int k = 0; k < kPack; ++k)
@@ -54,13 +54,10 @@ struct SumKernel {
  private:
   static constexpr int64_t kRow = kNormColumns * kPack;
 
-  FUSED_OPTIM_INLINE static const Pack<Storage>* pack_at(const Storage* x) {
-    return reinterpret_cast<const Pack<Storage>*>(x);
-  }
-
-  FUSED_OPTIM_INLINE static void add(double (&sums)[kPack], const Storage (&values)[kPack]) {
+  FUSED_OPTIM_INLINE static void add(double (&sums)[kPack], const Pack& pack) {
     FUSED_OPTIM_UNROLL
-    for (int k = 0; k < kPack; ++k) sums[k] = norm_add<type>(sums[k], norm_term<type>(values[k]));
+    for (int k = 0; k < kPack; ++k)
+      sums[k] = norm_add<type>(sums[k], norm_term<type>(decode<Storage>(pack, k)));
   }
 };
 
@@ -93,19 +90,24 @@ struct ScaleKernel {
   }
 
  private:
+  FUSED_OPTIM_INLINE static void scale_pack(Storage* at, opmath_t<Storage> factor) {
+    Pack pack = load(at);
+    FUSED_OPTIM_UNROLL
+    for (int k = 0; k < kPack; k += kEncoded<Storage>) {
+      opmath_t<Storage> values[kEncoded<Storage>];
+      FUSED_OPTIM_UNROLL
+      for (int j = 0; j < kEncoded<Storage>; ++j) values[j] = decode<Storage>(pack, k + j) * factor;
+      encode<Storage>(pack, k, values);
+    }
+    store(at, pack);
+  }
+
   FUSED_OPTIM_INLINE static void scale(uint32_t thread, uint32_t num_threads, Storage* x,
                                        int64_t count, opmath_t<Storage> factor) {
     int64_t done = 0;
     if (reinterpret_cast<uintptr_t>(x) % 16 == 0) {
       const int64_t packs = count / kPack;
-      auto* pack = reinterpret_cast<Pack<Storage>*>(x);
-      for (int64_t i = thread; i < packs; i += num_threads) {
-        Pack<Storage> values = load(pack + i);
-        FUSED_OPTIM_UNROLL
-        for (int k = 0; k < kPack; ++k)
-          values.values[k] = to_storage<Storage>(to_opmath(values.values[k]) * factor);
-        store(pack + i, values);
-      }
+      for (int64_t i = thread; i < packs; i += num_threads) scale_pack(x + i * kPack, factor);
       done = packs * kPack;
     }
     for (int64_t i = done + thread; i < count; i += num_threads)

@@ -13,8 +13,8 @@ class Packer {
     for (int i = 0; i < kAverage; ++i)
       if (i < kFirstState || has_state(bucket.first().variant, i - kFirstState))
         operands_.push_back(i);
-    if (bucket.table->zero_grads) flags_ |= KernelTable::kZeroGrads;
-    if (is_averaged()) flags_ |= KernelTable::kAverages;
+    if (bucket.table->zero_grads) flags_ |= TableHead::kZeroGrads;
+    if (is_averaged()) flags_ |= TableHead::kAverages;
   }
 
   std::vector<KernelTable> run() {
@@ -33,33 +33,45 @@ class Packer {
   void add(const TensorEntry& entry) {
     const std::vector<uint64_t> layout = layout_words(entry);
     const size_t row = last_row_ == entry.row ? 0 : RowView::size(spec_.num_hyperparameters);
-    const size_t needed = row + entry_size() + layout.size();
+    const size_t chunk_ends = chunk_ends_.size() / 2 + 1;
+    const size_t needed = chunk_ends + row + entry_size() + layout.size();
     if (rows_.size() + entries_.size() + layouts_.size() + needed > KernelTable::kWords) flush();
     if (last_row_ != entry.row) add_row(entry.row);
 
-    const uint64_t begin = entries_.size();
-    uint32_t flags = entry.strided < 0 ? EntryView::kAligned : 0;
-    const auto address_of = [&](int operand) {
-      const auto address = reinterpret_cast<uint64_t>(entry.operands[operand]);
-      if (address % 16 != 0) flags &= ~EntryView::kAligned;
-      return address;
-    };
-    const uint64_t average = address_of(kAverage);
-    for (int operand : operands_) entries_.push_back(address_of(operand));
+    for (int operand : operands_) entries_.push_back(address(entry, operand));
     entries_.push_back(entry.device_step != nullptr ? reinterpret_cast<uint64_t>(entry.device_step)
                                                     : bits_as<uint64_t>(entry.step));
-    if (entry.device_step != nullptr) flags |= EntryView::kDeviceStep;
     entries_.push_back(static_cast<uint64_t>(entry.numel));
+    if (!layout.empty()) strided_.push_back({entries_.size(), layouts_.size()});
     const ScalarStates* states = bucket_.table->scalar_states_of(entry);
-    if (states != nullptr) flags |= static_cast<uint32_t>(states->dtype) << EntryView::kDTypeShift;
-    chunks_ += static_cast<uint32_t>((entry.numel + kChunk - 1) / kChunk);
-    // The layout's word is known once rows and entries have their places.
-    entries_.push_back(EntryView::pack(chunks_, num_rows_ - 1, flags, 0));
+    // The layout's word is known once all before it have their places.
+    entries_.push_back(
+        EntryView::pack(num_rows_ - 1, 0, flags_of(entry, states), unaligned_operands(entry)));
     for (int i = 0; i < spec_.num_scalar_states; ++i)
       entries_.push_back(reinterpret_cast<uint64_t>(states->data[i]));
-    if (is_averaged()) entries_.push_back(average);
-    if (!layout.empty()) strided_.push_back({begin + num_operands() + 2, layouts_.size()});
+    if (is_averaged()) entries_.push_back(address(entry, kAverage));
     layouts_.insert(layouts_.end(), layout.begin(), layout.end());
+    chunks_ += static_cast<uint32_t>((entry.numel + kChunk - 1) / kChunk);
+    chunk_ends_.push_back(chunks_);
+  }
+
+  static uint64_t address(const TensorEntry& entry, int operand) {
+    return reinterpret_cast<uint64_t>(entry.operands[operand]);
+  }
+
+  static uint32_t flags_of(const TensorEntry& entry, const ScalarStates* states) {
+    uint32_t flags = entry.device_step != nullptr ? EntryView::kDeviceStep : 0;
+    if (states != nullptr) flags |= static_cast<uint32_t>(states->dtype) << EntryView::kDTypeShift;
+    return flags;
+  }
+
+  /// A bit for each operand that does not begin on a 16-byte boundary, the average's last.
+  uint32_t unaligned_operands(const TensorEntry& entry) const {
+    uint32_t unaligned = 0;
+    for (size_t i = 0; i < operands_.size(); ++i)
+      if (address(entry, operands_[i]) % 16 != 0) unaligned |= 1u << i;
+    if (address(entry, kAverage) % 16 != 0) unaligned |= 1u << operands_.size();
+    return unaligned;
   }
 
   void add_row(int32_t index) {
@@ -98,23 +110,30 @@ class Packer {
 
   void flush() {
     if (entries_.empty()) return;
-    const auto layouts_at = static_cast<uint64_t>(rows_.size() + entries_.size());
-    for (const auto& [word, offset] : strided_) entries_[word] |= (layouts_at + offset) << 52;
+    std::vector<uint64_t> chunk_ends((chunk_ends_.size() + 1) / 2);
+    for (size_t i = 0; i < chunk_ends_.size(); ++i)
+      chunk_ends[i / 2] |= static_cast<uint64_t>(chunk_ends_[i]) << (i % 2 * 32);
+    const size_t first_entry = chunk_ends.size() + rows_.size();
+    const uint64_t layouts_at = first_entry + entries_.size();
+    for (const auto& [word, offset] : strided_)
+      entries_[word] |= EntryView::pack(0, static_cast<uint32_t>(layouts_at + offset), 0, 0);
     KernelTable& table = tables_.emplace_back();
-    table.found_inf = inputs_.found_inf;
-    table.grad_scale = inputs_.grad_scale;
-    table.decision = inputs_.decision;
-    table.ema_weight = bucket_.table->ema_weight;
-    table.flags = flags_;
-    table.num_entries = static_cast<uint32_t>(entries_.size() / entry_size());
-    table.num_chunks = chunks_;
-    table.first_entry = static_cast<uint32_t>(rows_.size());
-    table.arrival = KernelTable::kNoStepsToAdvance;
+    table.head = {inputs_.found_inf,
+                  inputs_.grad_scale,
+                  inputs_.decision,
+                  bucket_.table->ema_weight,
+                  flags_,
+                  static_cast<uint32_t>(chunk_ends_.size()),
+                  chunks_,
+                  static_cast<uint32_t>(chunk_ends.size()),
+                  static_cast<uint32_t>(first_entry),
+                  TableHead::kNoStepsToAdvance};
     uint64_t* words = table.words;
-    for (auto* part : {&rows_, &entries_, &layouts_}) {
+    for (auto* part : {&chunk_ends, &rows_, &entries_, &layouts_}) {
       words = std::copy(part->begin(), part->end(), words);
       part->clear();
     }
+    chunk_ends_.clear();
     strided_.clear();
     last_row_ = -1;
     num_rows_ = chunks_ = 0;
@@ -129,6 +148,7 @@ class Packer {
   const DeviceInputs inputs_;
   uint32_t flags_ = 0;
   std::vector<int> operands_;
+  std::vector<uint32_t> chunk_ends_;
   std::vector<uint64_t> rows_, entries_, layouts_;
   std::vector<StridedEntry> strided_;
   std::vector<KernelTable> tables_;

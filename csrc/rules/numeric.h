@@ -1,8 +1,9 @@
 // Storage types, their conversions, and the scalar functions that rules are written with.
 //
-// Every function here gives the same bits on every instruction set and device: only IEEE
-// operations and integer arithmetic, no libm. The conversions are branch-free, so that a loop
-// around them vectorises.
+// Every function here gives the same bits on every instruction set and device, NaN's own bits
+// apart: only IEEE operations and integer arithmetic, no libm. The conversions are branch-free, so
+// that a loop around them vectorises. GPUs convert in one instruction, which rounds to nearest
+// even, too, and makes every NaN 0x7fff.
 #pragma once
 
 #include <cstdint>
@@ -65,6 +66,11 @@ FUSED_OPTIM_INLINE float to_opmath(bfloat16 value) {
 }
 
 FUSED_OPTIM_INLINE float to_opmath(float16 value) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+#else
   const uint32_t sign = (value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
   const uint32_t normal = (magnitude << 13) + (112u << 23);
@@ -76,6 +82,7 @@ FUSED_OPTIM_INLINE float to_opmath(float16 value) {
   uint32_t bits = magnitude < 0x0400u ? subnormal : normal;
   bits = magnitude >= 0x7c00u ? inf_or_nan : bits;
   return bits_as<float>(bits | sign);
+#endif
 }
 
 template <class Storage, class T>
@@ -94,15 +101,26 @@ FUSED_OPTIM_INLINE double to_storage<double, double>(double value) {
 /// Rounds to nearest even; every NaN becomes the quiet NaN 0x7fc0.
 template <>
 FUSED_OPTIM_INLINE bfloat16 to_storage<bfloat16, float>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t result;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result) : "f"(value));
+  return {result};
+#else
   const uint32_t bits = bits_as<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
   return {static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded)};
+#endif
 }
 
 /// Rounds to nearest even; every NaN becomes the quiet NaN 0x7e00.
 template <>
 FUSED_OPTIM_INLINE float16 to_storage<float16, float>(float value) {
+#if defined(__CUDA_ARCH__)
+  uint16_t result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result) : "f"(value));
+  return {result};
+#else
   const uint32_t bits = bits_as<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -113,8 +131,24 @@ FUSED_OPTIM_INLINE float16 to_storage<float16, float>(float value) {
   const uint32_t subnormal = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - half;
   uint32_t result = magnitude < (113u << 23) ? subnormal : normal;
   result = magnitude >= (143u << 23) ? 0x7c00u : result;
-  result = magnitude > 0x7f800000u ? 0x7e00u : result;
-  return {static_cast<uint16_t>(result | sign)};
+  result |= sign;
+  return {static_cast<uint16_t>(magnitude > 0x7f800000u ? 0x7e00u : result)};
+#endif
+}
+
+/// Two elements of a half type in a word, as they lie in memory: the first one in its lower half.
+template <class Half>
+FUSED_OPTIM_INLINE uint32_t to_storage_pair(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  if constexpr (std::is_same_v<Half, bfloat16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  return to_storage<Half>(first).bits | static_cast<uint32_t>(to_storage<Half>(second).bits) << 16;
+#endif
 }
 
 FUSED_OPTIM_INLINE float square_root(float value) {

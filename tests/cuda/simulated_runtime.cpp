@@ -98,30 +98,44 @@ void check_address(const void* address, int device, const char* what) {
     die(std::string(what) + " is not on the kernel's device");
 }
 
+void check_operand(const EntryView& entry, void* data, int device, const char* what) {
+  if (entry.numel() > 0) check_address(data, device, what);
+}
+
 template <class Kernel>
-void run_step_kernel(dim3 grid, dim3 block, const KernelTable& table, int device) {
-  check_address(table.found_inf, device, "found_inf");
-  check_address(table.grad_scale, device, "grad_scale");
-  check_address(table.decision, device, "the decision");
+void check_addresses(const TableView& table, int device) {
+  const TableHead& head = table.head;
+  check_address(head.found_inf, device, "found_inf");
+  check_address(head.grad_scale, device, "grad_scale");
+  check_address(head.decision, device, "the decision");
   constexpr int row_size = RowView::size(Kernel::kHyperparameters);
-  for (const uint64_t* row = table.words; row < table.words + table.first_entry; row += row_size)
+  for (uint32_t row = head.first_row; row < head.first_entry; row += row_size)
     for (int i = 0; i < Kernel::kHyperparameters; ++i)
-      if ((row[1] >> i) & 1u)
-        check_address(reinterpret_cast<const void*>(row[2 + i]), device, "a hyperparameter");
-  for (uint32_t i = 0; i < table.num_entries; ++i) {
+      if ((table.words[row + 1] >> i) & 1u)
+        check_address(reinterpret_cast<const void*>(table.words[row + 2 + i]), device,
+                      "a hyperparameter");
+  for (uint32_t i = 0; i < head.num_entries; ++i) {
     const EntryView entry = Kernel::entry_at(table, i);
-    for (int k = 0; k < Kernel::kOperands; ++k) {
-      if (entry.numel() > 0) check_address(entry.operand(k), device, "an operand");
-    }
-    if (entry.numel() > 0 && (table.flags & KernelTable::kAverages))
-      check_address(entry.average(Kernel::kScalarStates), device, "an average");
+    for (int k = 0; k < Kernel::kOperands; ++k)
+      check_operand(entry, entry.operand(k), device, "an operand");
+    if (head.has_averages())
+      check_operand(entry, entry.average(Kernel::kScalarStates), device, "an average");
     if (entry.flags() & EntryView::kDeviceStep) check_address(entry.device_step(), device, "step");
     for (int k = 0; k < Kernel::kScalarStates; ++k)
       check_address(entry.scalar_state(k), device, "a scalar state");
   }
+}
+
+template <class Kernel>
+void run_step_kernel(dim3 grid, dim3 block, const KernelTable& argument, int device) {
+  const TableView table(argument);
+  check_addresses<Kernel>(table, device);
   for (uint32_t b = 0; b < grid.x; ++b)
-    for (uint32_t t = 0; t < block.x; ++t) Kernel::run({b, t, grid.x, block.x}, table);
-  if (table.arrival == KernelTable::kNoStepsToAdvance) return;
+    for (uint32_t t = 0; t < block.x; ++t) {
+      typename Kernel::Scalars scalars;
+      Kernel::run({b, t, grid.x, block.x}, table, scalars);
+    }
+  if (table.head.arrival == TableHead::kNoStepsToAdvance) return;
   for (uint32_t t = 0; t < block.x; ++t) Kernel::advance_steps(t, block.x, table);
 }
 

@@ -14,7 +14,7 @@ uint32_t arrival_for(int64_t stream, uint64_t capture) {
   const auto found = given.find({stream, capture});
   if (found != given.end()) return found->second;
   const auto next = static_cast<uint32_t>(given.size());
-  if (next == KernelTable::kArrivals) return KernelTable::kNoStepsToAdvance;
+  if (next == TableHead::kArrivals) return TableHead::kNoStepsToAdvance;
   given[{stream, capture}] = next;
   return next;
 }

@@ -7,7 +7,7 @@ namespace fused_optim::cuda {
 
 /// Launches on one stream follow one another, and so do the replays of a graph; anything else may
 /// run at the same time. So each stream has a counter, and each stream of each capture another.
-/// Returns KernelTable::kNoStepsToAdvance when all are given away.
+/// Returns TableHead::kNoStepsToAdvance when all are given away.
 /// `capture`: the id of the capture under way, 0 for none.
 uint32_t arrival_for(int64_t stream, uint64_t capture);
 

@@ -90,7 +90,7 @@ void apply(const Bucket& bucket) {
   const KernelName name = name_of(bucket.table->rule, first);
   const Kernel kernel = find_kernel(name);
 
-  uint32_t arrival = KernelTable::kNoStepsToAdvance;
+  uint32_t arrival = TableHead::kNoStepsToAdvance;
   if (first.device_step != nullptr) {
     cudaStreamCaptureStatus status;
     unsigned long long capture = 0;
@@ -98,12 +98,12 @@ void apply(const Bucket& bucket) {
     arrival = arrival_for(stream.id(), status == cudaStreamCaptureStatusActive ? capture : 0);
   }
   for (KernelTable& table : pack(bucket, bucket.table->inputs_of(first.device))) {
-    table.arrival = arrival;
-    launch(kernel, std::clamp(table.num_chunks, 1u, kernel.max_blocks), table, stream, name);
-    if (first.device_step == nullptr || arrival != KernelTable::kNoStepsToAdvance) continue;
+    table.head.arrival = arrival;
+    launch(kernel, std::clamp(table.head.num_chunks, 1u, kernel.max_blocks), table, stream, name);
+    if (first.device_step == nullptr || arrival != TableHead::kNoStepsToAdvance) continue;
     // No counter of arrivals was left: the steps are advanced by a launch of their own.
-    table.arrival = KernelTable::kAllArrived;
-    table.num_chunks = 0;
+    table.head.arrival = TableHead::kAllArrived;
+    table.head.num_chunks = 0;
     launch(kernel, 1, table, stream, name);
   }
 }

@@ -8,32 +8,45 @@
 namespace fused_optim::cuda {
 namespace {
 
-/// Blocks that are through with their launch, by KernelTable::arrival. atomicInc wraps, so that
+/// Blocks that are through with their launch, by TableHead::arrival. atomicInc wraps, so that
 /// each launch leaves zero behind.
-__device__ unsigned int arrived[KernelTable::kArrivals];
+__device__ unsigned int arrived[TableHead::kArrivals];
 
 /// Whether this block is the last one to get here. All blocks have then read what they read.
 __device__ bool is_last_block(uint32_t arrival) {
   __shared__ bool is_last;
   __syncthreads();
   if (threadIdx.x == 0) {
+    // What this block has read and written comes before its arrival, what the last one does after.
     __threadfence();
     is_last = atomicInc(&arrived[arrival], gridDim.x - 1) == gridDim.x - 1;
+    __threadfence();
   }
   __syncthreads();
   return is_last;
 }
 
-/// One block to an SM is all that is asked for: its registers keep more loads in flight than
-/// more threads would.
+/// The table by an address of which the compiler doesn't know that it is an argument's: it is then
+/// read as memory is, which serves each thread another word at a time. Constant memory, where
+/// arguments lie, serves one word after the other.
+__device__ TableView view_as_memory(const KernelTable& table) {
+  const KernelTable* address = &table;
+  asm volatile("" : "+l"(address));
+  return TableView(*address);
+}
+
+/// Two blocks to a multiprocessor: with all loads of an iteration in flight at a time, that is
+/// enough to keep the fastest memory busy.
 template <class Rule, Variant variant, class Storage>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     step_kernel_of(const __grid_constant__ KernelTable table) {
   using Kernel = StepKernel<Rule, variant, Storage>;
-  Kernel::run({blockIdx.x, threadIdx.x, gridDim.x, blockDim.x}, table);
-  if (table.arrival == KernelTable::kNoStepsToAdvance) return;
-  if (table.arrival == KernelTable::kAllArrived || is_last_block(table.arrival))
-    Kernel::advance_steps(threadIdx.x, blockDim.x, table);
+  __shared__ typename Kernel::Scalars scalars;
+  Kernel::run({blockIdx.x, threadIdx.x, gridDim.x, kThreads}, TableView(table), scalars);
+  const uint32_t arrival = table.head.arrival;
+  if (arrival == TableHead::kNoStepsToAdvance) return;
+  if (arrival == TableHead::kAllArrived || is_last_block(arrival))
+    Kernel::advance_steps(threadIdx.x, kThreads, view_as_memory(table));
 }
 
 }  // namespace
