@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_ as torch_clip
-from twins import SUPPORTED_ISAS, on_cuda, randn, same_bits
+from twins import SUPPORTED_ISAS, not_on_cuda, on_cuda, randn, same_bits
 
 import fused_optim
 import fused_optim._C as _C
@@ -36,7 +36,6 @@ SIZES = [
     32769,
     70_001,
 ]
-KERNELS = pytest.mark.skipif(on_cuda(), reason="the host's kernels")
 
 
 def params_with_grads(sizes=SIZES, dtype=torch.float32, seed=0, scale=1.0):
@@ -115,7 +114,7 @@ def test_the_norm_is_exact_but_for_its_last_rounding(dtype, bound, norm_type):
         assert abs(ours.item() / exact - 1) < max(bound, torch.finfo(dtype).eps)
 
 
-@KERNELS
+@not_on_cuda("the host's kernels")
 @pytest.mark.parametrize("norm_type", NORMS)
 @pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
 def test_one_result_on_every_instruction_set_thread_count_alignment_and_launch(dtype, norm_type):
@@ -143,7 +142,7 @@ def test_one_result_on_every_instruction_set_thread_count_alignment_and_launch(d
         assert all(same_bits(a, b) for a, b in zip(grads, results[0][1], strict=True))
 
 
-@KERNELS
+@not_on_cuda("the host's kernels")
 @pytest.mark.parametrize("size", [n for n in SIZES if n])
 @pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
 def test_nothing_outside_a_gradient_is_read_or_written(dtype, size):

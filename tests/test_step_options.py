@@ -19,7 +19,7 @@ from twins import (
     copies,
     grad_scaler,
     make_params,
-    on_cuda,
+    not_on_cuda,
     same_bits,
     set_grads,
     snapshot,
@@ -394,7 +394,7 @@ def test_sparse_gradients():
         assert ours.skipped_steps.item() == 1
 
 
-@pytest.mark.skipif(on_cuda(), reason="a CPU mesh")
+@not_on_cuda("a CPU mesh")
 def test_distributed_tensors():
     """Of which torch's own step takes care, and its functions of what surrounds it."""
     dist = pytest.importorskip("torch.distributed")
@@ -490,17 +490,18 @@ def test_checkpoints_are_torchs(case, path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("make", "message"),
     [
-        (torch.zeros(5), "has shape"),
-        (torch.zeros(4, dtype=torch.float16), "has dtype"),
-        (torch.zeros(4, device="meta"), "is on meta"),
-        ("text", "is no tensor"),
+        (lambda: torch.zeros(5), "has shape"),
+        (lambda: torch.zeros(4, dtype=torch.float16), "has dtype"),
+        (lambda: torch.zeros(4, device="meta"), "is on meta"),
+        (lambda: "text", "is no tensor"),
     ],
-    ids=str,
+    ids=["shape", "dtype", "meta", "text"],
 )
 @pytest.mark.parametrize("has_grad", [True, False])
-def test_a_corrupt_average(optimizer_class, wrong, message, has_grad):
+def test_a_corrupt_average(optimizer_class, make, message, has_grad):
+    wrong = make()
     params, _, ours, _ = recipes(optimizer_class, {}, ALL, shapes=[(3,), (4,)], dtype=torch.float32)
     set_grads(params, seed=0)
     ours.step()
@@ -691,7 +692,7 @@ def test_steps_without_gradients(optimizer_class):
     assert ours.grad_norm.item() == 0 and ours.skipped_steps.item() == 0
 
 
-@pytest.mark.skipif(on_cuda(), reason="the host's kernels")
+@not_on_cuda("the host's kernels")
 def test_one_result_on_every_instruction_set_and_thread_count(optimizer_class):
     results = []
     for isa, threads in itertools.product(SUPPORTED_ISAS, (1, 2, 5)):

@@ -1,8 +1,10 @@
 """Twins: a fused optimizer and torch's own, on equal parameters with equal gradients."""
 
+import functools
 import inspect
 import itertools
 
+import pytest
 import torch
 from lion_oracle import LION_INFO, LionOracle
 from torch.nn import Parameter
@@ -69,6 +71,21 @@ def case_id(case):
 def on_cuda():
     """Whether the test runs on the default device that tests/cuda sets."""
     return torch.get_default_device().type == "cuda"
+
+
+def not_on_cuda(reason):
+    """Skips a test there. pytest's skipif would decide at import, before the device is set."""
+
+    def decorate(test):
+        @functools.wraps(test)
+        def run(*args, **kwargs):
+            if on_cuda():
+                pytest.skip(reason)
+            return test(*args, **kwargs)
+
+        return run
+
+    return decorate
 
 
 def grad_scaler(**options):

@@ -118,16 +118,21 @@ def test_state_is_not_created_in_a_capture(case):
     assert {p: list(state) for p, state in twins.cuda.state.items()} == before
 
 
-@pytest.mark.torch_kernels
-def test_a_graphed_model_trains(optimizer_class):
-    """make_graphed_callables for forward and backward, the step beside it and in a graph."""
+def training(optimizer_class):
+    """A small model on the GPU, inputs and targets that it can learn, and an optimizer for it."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
     model.cuda()
     inputs = torch.randn(32, 8, device="cuda")
-    targets = inputs.sum(dim=1, keepdim=True)
     _, options = capturable((optimizer_class, {}))
     optimizer = optimizer_class(model.parameters(), lr=0.01, **options)
+    return model, inputs, inputs.sum(dim=1, keepdim=True), optimizer
+
+
+@pytest.mark.torch_kernels
+def test_a_graphed_model_trains(optimizer_class):
+    """make_graphed_callables for forward and backward, the step beside it."""
+    model, inputs, targets, optimizer = training(optimizer_class)
     graphed = torch.cuda.make_graphed_callables(model, (inputs,))
     losses = []
     for _ in range(50):
@@ -138,18 +143,31 @@ def test_a_graphed_model_trains(optimizer_class):
         losses.append(loss.item())
     assert losses[-1] < losses[0]
 
-    whole = torch.cuda.CUDAGraph()
-    optimizer.zero_grad(set_to_none=False)
-    with torch.cuda.graph(whole):
-        for p in model.parameters():
-            p.grad.zero_()
-        static_loss = torch.nn.functional.mse_loss(model(inputs), targets)
-        static_loss.backward()
+
+@pytest.mark.torch_kernels
+def test_a_graph_of_the_whole_iteration_trains(optimizer_class):
+    """Warmed up on another stream than the default one: what autograd keeps for the parameters
+    belongs to the stream it is made on, and a capture may not wait for the default stream."""
+    model, inputs, targets, optimizer = training(optimizer_class)
+
+    def iteration():
+        optimizer.zero_grad(set_to_none=False)
+        loss = torch.nn.functional.mse_loss(model(inputs), targets)
+        loss.backward()
         optimizer.step()
-    for _ in range(50):
+        return loss.detach()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        first, _, _ = (iteration().item() for _ in range(3))
+    torch.cuda.current_stream().wait_stream(stream)
+    whole = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(whole, stream=stream):
+        loss = iteration()
+    for _ in range(97):
         whole.replay()
-        losses.append(static_loss.item())
-    assert losses[-1] < losses[50]
+    assert loss.item() < first
     assert all(s["step"].item() == 100 for s in optimizer.state.values() if "step" in s)
 
 
