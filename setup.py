@@ -47,13 +47,24 @@ def use_cuda() -> bool:
     return possible and wanted != "0"
 
 
+def cuda_archs(torchs_flags: str) -> list[str]:
+    """The architectures that torch was compiled for, and the PTX of the lowest one of each major:
+    drivers compile it for GPUs between them (11.0 from that of 10.0), and beyond the last."""
+    names = [match.groups() for match in re.finditer(r"sm_(\d+)(\d)([af]?)", torchs_flags)]
+    archs = []
+    for major, minor, suffix in names:
+        portable = [int(m) for j, m, s in names if j == major and not s]
+        is_lowest = not suffix and int(minor) == min(portable)
+        archs.append(f"{major}.{minor}{suffix}" + ("+PTX" if is_lowest else ""))
+    return archs
+
+
 def choose_cuda_archs() -> None:
     """Compiles for what torch itself was compiled for, unless TORCH_CUDA_ARCH_LIST says: by
     default torch would take the GPUs that the building machine happens to have."""
-    names = re.findall(r"sm_(\d+)(\d)([af]?)", torch._C._cuda_getArchFlags() or "")
-    archs = [f"{major}.{minor}{suffix}" for major, minor, suffix in names]
+    archs = cuda_archs(torch._C._cuda_getArchFlags() or "")
     if archs and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(archs) + "+PTX"
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(archs)
 
 
 class BuildPy(build_py):

@@ -221,10 +221,25 @@ def test_fused_optim_cuda_says_whether_to_compile_cuda():
         assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("torchs", "expected"),
+    [
+        ("sm_75 sm_80 sm_86 sm_90 sm_100 sm_120", "7.5+PTX 8.0+PTX 8.6 9.0+PTX 10.0+PTX 12.0+PTX"),
+        ("sm_90 sm_90a sm_100a compute_120", "9.0+PTX 9.0a 10.0a"),
+        ("", ""),
+    ],
+)
+def test_every_major_has_ptx_for_the_gpus_after_it(torchs, expected):
+    """Of 11.0, which torch leaves out, the driver compiles 10.0's. What is for one GPU alone
+    (9.0a) has none that another could take."""
+    found = setup_py(f"import setup; print(*setup.cuda_archs({torchs!r}))")
+    assert found.stdout.strip() == expected, found.stderr
+
+
 @pytest.mark.skipif(torch.version.cuda is None, reason="a CPU build of torch")
 def test_architectures_are_torchs_own_unless_the_environment_says():
     code = "import os, setup; setup.choose_cuda_archs(); print(os.environ['TORCH_CUDA_ARCH_LIST'])"
     own = setup_py(code, TORCH_CUDA_ARCH_LIST="").stdout.strip()
-    names = [name.replace(".", "") for name in own.removesuffix("+PTX").split(";")]
+    names = [name.removesuffix("+PTX").replace(".", "") for name in own.split(";")]
     assert [f"sm_{name}" for name in names] == torch._C._cuda_getArchFlags().split()
     assert setup_py(code, TORCH_CUDA_ARCH_LIST="8.0;9.0").stdout.strip() == "8.0;9.0"
