@@ -47,7 +47,7 @@ class Chunk {
   }
 
   /// Issues the loads of packs i, i + stride, ..., all of them before any value is used. What is
-  /// beyond the chunk is not loaded, without a branch that would part the loads.
+  /// beyond the chunk is not loaded.
   FUSED_OPTIM_INLINE void load_packs(uint32_t i, uint32_t stride, Packs& loaded) const {
     if (entry_.unaligned() == 0)
       load_each(i, stride, loaded, [](Storage* from, int) { return load(from); });
