@@ -40,6 +40,15 @@ const at::Tensor& tensor_in(const py::handle& object) {
   return THPVariable_Unpack(object.ptr());
 }
 
+/// The same of a plain tensor of one element, which lies within its storage.
+const at::Tensor& number_in(const py::handle& object) {
+  const at::Tensor& tensor = tensor_in(object);
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  if (!is_plain(impl) || tensor.numel() != 1 || !lies_within_storage(impl))
+    throw py::value_error("expected a plain tensor of one element");
+  return tensor;
+}
+
 /// None, or why torch's own step has to do it. `name`: the optimizer's, for errors.
 py::object step(int rule, const char* name, const py::object& param_groups, const py::object& state,
                 const py::object& grad_scale, const py::object& found_inf, StepOptions* asked) {
@@ -70,7 +79,7 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
                  uint32_t blocks, uint32_t threads) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
   const auto address = [](const py::object& tensor) {
-    return tensor.is_none() ? nullptr : tensor_in(tensor).const_data_ptr<float>();
+    return tensor.is_none() ? nullptr : number_in(tensor).const_data_ptr<float>();
   };
   StepOptions options = asked == nullptr ? StepOptions() : *asked;
   DeviceInputs inputs{address(grad_scale), address(found_inf)};
@@ -127,7 +136,7 @@ py::object grad_norm(const py::object& gradients, double norm_type) {
 py::object clip_grads(const py::object& gradients, const py::object& norm, double max_norm) {
   try {
     const Gradients read = read_gradients(gradients.ptr(), /*are_written=*/true);
-    if (clip(read, tensor_in(norm), max_norm)) bump_versions(gradients.ptr());
+    if (clip(read, number_in(norm), max_norm)) bump_versions(gradients.ptr());
     return py::none();
   } catch (const NotFused& reason) {
     return py::str(reason.what());

@@ -400,6 +400,8 @@ def test_results_of_steps_are_tensors():
                 setattr(options, name, wrong)
     with pytest.raises(TypeError, match="expected a Tensor"):
         _C.clip_grads([torch.ones(1)], "x", 1.0)
+    with pytest.raises(ValueError, match="of one element"):
+        _C.clip_grads([torch.ones(1)], torch.empty(0), 1.0)
     with pytest.raises(TypeError, match="expected a Tensor"):
         _C.set_grads(["x"], [None])
     p = Parameter(torch.ones(3))

@@ -40,7 +40,7 @@ def test_cuda_tests_in_the_simulation(tmp_path):
     environment = {**os.environ, "LD_PRELOAD": str(library), "FUSED_OPTIM_SIMULATED": "1"}
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(ROOT / "tests/cuda")],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     report = result.stdout + result.stderr
     assert result.returncode == 0, report[-6000:]
