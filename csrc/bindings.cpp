@@ -51,11 +51,13 @@ const at::Tensor& number_in(const py::handle& object) {
 
 /// None, or why torch's own step has to do it. `name`: the optimizer's, for errors.
 py::object step(int rule, const char* name, const py::object& param_groups, const py::object& state,
-                const py::object& grad_scale, const py::object& found_inf, StepOptions* asked) {
+                const py::object& grad_scale, const py::object& found_inf, StepOptions* asked,
+                Exchange* exchange) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
   // As they are now: what runs meanwhile may change them.
   const StepOptions options = asked == nullptr ? StepOptions() : *asked;
   Found found{options.grad_norm, options.skipped_steps};
+  const StepInExchange in_exchange(exchange);
   try {
     Amp amp(grad_scale.ptr(), found_inf.ptr());
     if (amp.has_overflowed() && !options.any()) return py::none();
@@ -193,14 +195,12 @@ void set(StepOptions& options, const py::object& value) {
 /// frame of Python's between, where a signal handler could keep the second from being called.
 class ExchangeContext {
  public:
-  /// `find_pairs()`: a list of (group, index, parameter, average).
-  ExchangeContext(std::string optimizer, py::object find_pairs, std::shared_ptr<Exchange> exchange)
-      : optimizer_(std::move(optimizer)),
-        find_pairs_(std::move(find_pairs)),
-        exchange_(std::move(exchange)) {}
+  ExchangeContext(std::string optimizer, std::shared_ptr<Exchange> exchange)
+      : optimizer_(std::move(optimizer)), exchange_(std::move(exchange)) {}
 
-  void enter() {
-    const py::list found = find_pairs_();
+  /// `find_pairs()`: a list of (group, index, parameter, average).
+  void enter(const py::object& find_pairs) {
+    const py::list found = find_pairs();
     std::vector<ExchangePair> pairs;
     for (const py::handle& item : found) {
       const auto& [group, index, param, average] =
@@ -212,12 +212,14 @@ class ExchangeContext {
     }
     try {
       exchange_->begin(optimizer_, std::move(pairs));
+      has_begun_ = true;
     } catch (python_error& error) {
       rethrow(error);
     }
   }
 
-  void exit(const py::args&) {
+  void exit() {
+    if (!std::exchange(has_begun_, false)) return;
     try {
       exchange_->end();
     } catch (python_error& error) {
@@ -227,8 +229,8 @@ class ExchangeContext {
 
  private:
   std::string optimizer_;
-  py::object find_pairs_;
   std::shared_ptr<Exchange> exchange_;
+  bool has_begun_ = false;
 };
 
 void choose_isa_from_environment() {
@@ -244,7 +246,8 @@ PYBIND11_MODULE(_C, m) {
   } catch (const std::runtime_error& error) {
     throw py::import_error(error.what());
   }
-  initialize_lookup(py::module_::import("torch.nn").attr("Parameter").ptr());
+  initialize_lookup(py::module_::import("torch.nn").attr("Parameter").ptr(),
+                    py::module_::import("collections").attr("defaultdict").ptr());
   py::class_<StepOptions>(m, "StepOptions")
       .def(py::init<>())
       .def_readwrite("max_grad_norm", &StepOptions::max_grad_norm)
@@ -255,7 +258,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property("skipped_steps", get<&StepOptions::skipped_steps>,
                     set<&StepOptions::skipped_steps>);
   m.def("step", &step, py::arg("rule"), py::arg("name"), py::arg("param_groups"), py::arg("state"),
-        py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"));
+        py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"), py::arg("exchange"));
   m.def("step_on_host", &step_on_host, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"), py::arg("blocks"),
         py::arg("threads"));
@@ -265,11 +268,17 @@ PYBIND11_MODULE(_C, m) {
         py::arg("max_norm"), py::arg("blocks"));
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init<>())
-      .def_property_readonly("is_active", &Exchange::is_active);
+      .def_property_readonly("is_active", &Exchange::is_active)
+      .def("__enter__", &Exchange::begin_step)
+      .def("__exit__", [](Exchange& exchange, const py::args&) { exchange.end_step(); });
+  // What finds the pairs is an attribute of the Python object, where the collector sees it.
   py::class_<ExchangeContext>(m, "ExchangeContext")
-      .def(py::init<std::string, py::object, std::shared_ptr<Exchange>>())
-      .def("__enter__", &ExchangeContext::enter)
-      .def("__exit__", &ExchangeContext::exit);
+      .def(py::init<std::string, std::shared_ptr<Exchange>>())
+      .def("__enter__",
+           [](const py::object& self) {
+             self.cast<ExchangeContext&>().enter(self.attr("find_pairs"));
+           })
+      .def("__exit__", [](ExchangeContext& context, const py::args&) { context.exit(); });
   m.def("set_grads", &set_grads, py::arg("params"), py::arg("grads"));
   m.def("rules", &rules);
   m.def("scalar_states", &scalar_states, py::arg("rule"));

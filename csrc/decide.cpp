@@ -10,16 +10,15 @@
 namespace fused_optim {
 namespace {
 
-/// The counter of skipped steps, on the device that counts.
-int64_t* counter_on(Device device, at::Tensor& skipped_steps) {
+/// Makes the counter of skipped steps one on the device that counts.
+void check_counter(Device device, at::Tensor& skipped_steps) {
   const at::Device target = torch_device(device);
   if (skipped_steps.defined() &&
       (skipped_steps.scalar_type() != at::kLong || skipped_steps.numel() != 1 ||
        !is_plain(*skipped_steps.unsafeGetTensorImpl()) ||
        !lies_within_storage(*skipped_steps.unsafeGetTensorImpl())))
     throw std::runtime_error("fused_optim: skipped_steps is no int64 tensor of one element");
-  if (skipped_steps.defined() && skipped_steps.device() == target)
-    return skipped_steps.data_ptr<int64_t>();
+  if (skipped_steps.defined() && skipped_steps.device() == target) return;
   if (device.kind == DeviceKind::CUDA && cuda::is_capturing(device))
     throw std::runtime_error(
         "fused_optim: skipped_steps has to be created, but a CUDA graph is being captured and each "
@@ -27,10 +26,9 @@ int64_t* counter_on(Device device, at::Tensor& skipped_steps) {
   const at::Tensor old = skipped_steps;
   skipped_steps = at::zeros({}, at::TensorOptions(at::kLong).device(target));
   if (old.defined()) skipped_steps.copy_(old);
-  return skipped_steps.data_ptr<int64_t>();
 }
 
-Conclusion conclusion_on(Device device, const Gathered& gathered, const Amp& amp,
+Conclusion conclusion_on(Device device, Gathered& gathered, const Amp& amp,
                          const StepOptions& options, at::Tensor& skipped_steps) {
   const DeviceInputs inputs = gathered.table.inputs_of(device);
   Conclusion conclusion = conclusion_from(options);
@@ -38,7 +36,13 @@ Conclusion conclusion_on(Device device, const Gathered& gathered, const Amp& amp
   conclusion.grad_scale = inputs.grad_scale;
   conclusion.found_inf = inputs.found_inf;
   conclusion.has_overflowed = amp.has_overflowed();
-  if (options.skip_nonfinite) conclusion.skipped_steps = counter_on(device, skipped_steps);
+  if (!options.skip_nonfinite) return conclusion;
+  check_counter(device, skipped_steps);
+  // On the CPU the host counts, once all is done: what another thread gives to the tensor in the
+  // meantime is not this memory. A kernel gets an alias, which owns it.
+  if (device.kind == DeviceKind::CPU) return conclusion;
+  gathered.owned.push_back(skipped_steps.detach());
+  conclusion.skipped_steps = gathered.owned.back().data_ptr<int64_t>();
   return conclusion;
 }
 
@@ -76,6 +80,7 @@ bool decide(Gathered& gathered, const Amp& amp, const StepOptions& options, Foun
   const at::Tensor here = to_device(decision, {DeviceKind::CPU, 0}, at::kDouble);
   const Decision& known = *read_decision(here);
   for (HyperparameterRow& row : gathered.table.rows) row.grad_multiplier *= known.coefficient;
+  found.is_skipped = known.is_skipped != 0.0 && device.kind == DeviceKind::CPU;
   return known.is_skipped == 0.0;
 }
 

@@ -10,7 +10,7 @@ namespace fused_optim {
 
 void EntryBuilder::begin(const c10::TensorImpl& param) {
   has_new_state_ = false;
-  if (param.numel() == 0) storages_.add_empty(&param);
+  if (param.numel() == 0) storages_.add_owner(&param);
 }
 
 void* EntryBuilder::locate(const c10::TensorImpl& tensor, const char* name) {
@@ -51,8 +51,11 @@ NewState& EntryBuilder::new_state(const TensorEntry& entry, const FoundParam& fo
     where.fail(name,
                "has to be created, but a CUDA graph is being captured and each replay would "
                "create it anew: call step() once before the capture");
-  if (!has_new_state_) result.new_states.emplace_back(found.object, found.state);
+  if (has_new_state_) return result.new_states.back();
   has_new_state_ = true;
+  // One dict that is the state of two parameters would get the second one's tensors alone.
+  if (found.state != nullptr) storages_.add_owner(found.state);
+  result.new_states.emplace_back(found.object, found.state);
   return result.new_states.back();
 }
 
@@ -69,14 +72,14 @@ void EntryBuilder::add_beside_table(const c10::TensorImpl& tensor, bool is_writt
 }
 
 bool EntryBuilder::has_overlap() const {
-  if (storages_.is_param_repeated() || !storages_.may_overlap())
-    return storages_.is_param_repeated();
+  if (storages_.is_owner_repeated() || !storages_.may_overlap())
+    return storages_.is_owner_repeated();
   std::vector<Interval> intervals = intervals_of(result.table);
   intervals.insert(intervals.end(), beside_table_.begin(), beside_table_.end());
   // A step that parameters share is advanced once for each, one after the other: no overlap.
-  std::set<const void*> steps;
+  std::set<std::pair<const void*, DType>> steps;
   for (const HostStep& step : result.steps)
-    if (steps.insert(step.data).second)
+    if (steps.emplace(step.data, step.dtype).second)
       intervals.emplace_back(step.data, item_size(step.dtype), true);
   return do_overlap(std::move(intervals));
 }

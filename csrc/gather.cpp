@@ -28,7 +28,7 @@ class Gatherer {
         options_(options),
         num_params_(count_params(groups)),
         builder_(name,
-                 num_params_ * (kFirstState + 3 + spec_.num_scalar_states + spec_.num_states)),
+                 num_params_ * (kFirstState + 4 + spec_.num_scalar_states + spec_.num_states)),
         result_(builder_.result),
         where_(builder_.where) {
     result_.groups = std::move(groups);
@@ -228,8 +228,8 @@ class Gatherer {
 };
 
 std::vector<ParamGroup> read_groups(int rule, PyObject* groups, PyObject* state) {
-  if (!PyList_Check(groups) || !PyDict_Check(state))
-    throw NotFused("param_groups is no list, or state no dict");
+  if (!PyList_CheckExact(groups) || !is_plain_dict(state))
+    throw NotFused("param_groups is no plain list, or state no plain dict");
   std::vector<ParamGroup> read;
   read.reserve(PyList_GET_SIZE(groups));
   // What a group's values run may change the list of groups.

@@ -42,12 +42,13 @@ struct Gathered {
   std::vector<HostStep> steps;
   std::vector<c10::TensorImpl*> written;  // borrowed: parameters and states, for their versions
   std::vector<c10::TensorImpl*> read;     // borrowed: gradients
-  std::vector<at::Tensor> owned;          // copies that kernels read
-  Gradients gradients;                    // for the norm, where the step needs one
-  std::vector<at::Tensor> copied_grads;   // not dense, so the step reads and zeroes a copy
-  std::vector<Averaged> begun;            // the optimizer's first averages: become the parameters
-  std::vector<Averaged> idle;             // of parameters without a gradient
-  bool host_decides = false;              // whether the step is skipped: a kernel can't
+  std::vector<c10::TensorImpl*> beside_table;  // borrowed: of parameters without a gradient
+  std::vector<at::Tensor> owned;               // copies that kernels read
+  Gradients gradients;                         // for the norm, where the step needs one
+  std::vector<at::Tensor> copied_grads;        // not dense, so the step reads and zeroes a copy
+  std::vector<Averaged> begun;  // the optimizer's first averages: become the parameters
+  std::vector<Averaged> idle;   // of parameters without a gradient
+  bool host_decides = false;    // whether the step is skipped: a kernel can't
 };
 
 /// Reads and checks, changing nothing. `name`: the optimizer's, for errors. Code of the user's runs

@@ -19,11 +19,21 @@ void check_is_zeroable(const Where& where, const c10::TensorImpl& grad) {
     throw NotFused("a gradient to be zeroed shares its memory until it is written");
 }
 
+/// Compares keys without a lookup, which could run the `__eq__` of one.
+bool has_average(PyObject* state) {
+  PyObject *key, *value;
+  for (Py_ssize_t position = 0; PyDict_Next(state, &position, &key, &value);)
+    if (key == average_key() ||
+        (PyUnicode_CheckExact(key) && PyUnicode_Compare(key, average_key()) == 0))
+      return true;
+  return false;
+}
+
 /// Whether any parameter has an average.
 bool has_averages(PyObject* states) {
   PyObject *param, *state;
   for (Py_ssize_t position = 0; PyDict_Next(states, &position, &param, &state);)
-    if (PyDict_Check(state) && get_item(state, average_key()) != nullptr) return true;
+    if (PyDict_Check(state) && has_average(state)) return true;
   return false;
 }
 
@@ -42,7 +52,7 @@ void add_grad(EntryBuilder& builder, TensorEntry& entry, const FoundParam& found
   const bool must_be_dense = options.zero_grads || options.needs_norm();
   if (must_be_dense && !grad->is_non_overlapping_and_dense()) {
     builder.locate(*grad, kGradName);
-    result.copied_grads.push_back(found.tensor->grad());
+    result.copied_grads.push_back(found.tensor->grad().detach());
     result.owned.push_back(found.tensor->grad().contiguous());
     grad = result.owned.back().unsafeGetTensorImpl();
   }
@@ -79,7 +89,10 @@ void add_idle(EntryBuilder& builder, const FoundParam& found) {
   builder.locate(*average.unsafeGetTensorImpl(), kAverageName);
   builder.add_beside_table(param, false);
   builder.add_beside_table(*average.unsafeGetTensorImpl(), true);
-  builder.result.idle.push_back({average, found.tensor->detach()});
+  // Aliases, so that `.data = ...` on either changes nothing for this step.
+  builder.result.idle.push_back({average.detach(), found.tensor->detach()});
+  builder.result.beside_table.push_back(const_cast<c10::TensorImpl*>(&param));
+  builder.result.beside_table.push_back(average.unsafeGetTensorImpl());
   builder.result.host_decides = true;
 }
 

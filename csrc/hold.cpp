@@ -14,7 +14,7 @@ c10::intrusive_ptr<T> owned(T* borrowed) {
 
 Hold::Hold(const Gathered& gathered) {
   held_.reserve(gathered.written.size() + gathered.read.size());
-  for (const auto* tensors : {&gathered.written, &gathered.read})
+  for (const auto* tensors : {&gathered.written, &gathered.read, &gathered.beside_table})
     for (c10::TensorImpl* tensor : *tensors) {
       c10::StorageImpl* storage = tensor->unsafe_storage().unsafeGetStorageImpl();
       held_.push_back({owned(tensor), owned(storage), storage->data(), storage->nbytes()});

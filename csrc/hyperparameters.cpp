@@ -24,8 +24,8 @@ PyObject* find(PyObject* group, PyObject* key, const char* name) {
 PyObject* find_value(PyObject* group, const HyperparameterKey& key, const char* name) {
   PyObject* value = find(group, key.key, name);
   if (key.item < 0) return value;
-  const bool is_list = PyList_Check(value);
-  if (!is_list && !PyTuple_Check(value))
+  const bool is_list = PyList_CheckExact(value);
+  if (!is_list && !PyTuple_CheckExact(value))
     throw NotFused(std::string("'") + name + "' is not in a tuple");
   const Py_ssize_t size = is_list ? PyList_GET_SIZE(value) : PyTuple_GET_SIZE(value);
   if (key.item >= size) throw NotFused(std::string("'") + name + "' is missing");
@@ -33,8 +33,8 @@ PyObject* find_value(PyObject* group, const HyperparameterKey& key, const char* 
 }
 
 THPObjectPtr read_params(PyObject* group) {
-  PyObject* params = PyDict_Check(group) ? get_item(group, params_key()) : nullptr;
-  if (params == nullptr || !PyList_Check(params))
+  PyObject* params = is_plain_dict(group) ? get_item(group, params_key()) : nullptr;
+  if (params == nullptr || !PyList_CheckExact(params))
     throw NotFused("a parameter group is no dict with a list of params");
   return owned(params);
 }
@@ -46,13 +46,17 @@ std::pair<double, double> usual_range_of(std::string_view name) {
   // Beyond it a product or quotient of several values could leave float's range.
   constexpr double kLargest = 1e15;
   const double below_1 = std::nextafter(1.0, 0.0);
-  if (name.starts_with("betas[") || name == "etas[0]") return {0.0, below_1};
+  if (name.starts_with("betas[")) return {0.0, below_1};
+  // A factor that is 0 in the parameter's dtype is 1 to torch: above the least of float16.
+  if (name == "etas[0]") return {1e-7, below_1};
   if (name == "alpha") return {-4.0, 4.0};  // ASGD's exponent
   return {name == "etas[1]" ? 1.0 : 0.0, kLargest};
 }
 
-void check_is_usual(double value, const HyperparameterKey& key, const char* name) {
-  if (value >= key.lowest && value <= key.highest) return;
+double read_usual_number(PyObject* object, const HyperparameterKey& key, const char* name) {
+  const double value = read_number(object, name);
+  if (key.is_flag) return value != 0.0;
+  if (value >= key.lowest && value <= key.highest) return value;
   throw NotFused(std::string("'") + name + "' is " + std::to_string(value) +
                  ", which torch's own step knows how to take");
 }
@@ -75,7 +79,9 @@ std::vector<HyperparameterKey> intern_hyperparameters(const RuleSpec& rule) {
     PyObject* key = PyUnicode_InternFromString(name.substr(0, bracket).c_str());
     if (key == nullptr) throw PythonError();
     const auto [lowest, highest] = usual_range_of(name);
-    keys.push_back({key, item, lowest, highest});
+    const bool is_flag = name == "amsgrad" || name == "decoupled_weight_decay" ||
+                         name == "nesterov" || name == "centered";
+    keys.push_back({key, item, lowest, highest, is_flag});
   }
   return keys;
 }
@@ -113,7 +119,7 @@ ParamGroup read_group(PyObject* group, const std::vector<HyperparameterKey>& key
     if (is_device_number(value))
       read.tensors.emplace_back(i, THPVariable_Unpack(value));
     else
-      check_is_usual(read.values[i] = read_number(value, name), keys[i], name);
+      read.values[i] = read_usual_number(value, keys[i], name);
   }
   read.maximize = read_number(find(group, maximize_key(), "maximize"), "maximize") != 0;
   for (int i = 0; i < rule.num_states; ++i) {

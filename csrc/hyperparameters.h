@@ -18,6 +18,7 @@ struct HyperparameterKey {
   PyObject* key;
   Py_ssize_t item;  // -1: the value itself
   double lowest, highest;
+  bool is_flag;  // torch asks for its truth alone
 };
 
 /// The keys of a rule, from its names ("betas[1]" is key "betas", item 1).

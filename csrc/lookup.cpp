@@ -15,6 +15,7 @@ PyObject* g_maximize_key;
 PyObject* g_step_key;
 PyObject* g_average_key;
 PyTypeObject* g_parameter_type;
+PyTypeObject* g_defaultdict_type;
 
 template <class T>
 void prefetch(const T* object) {
@@ -27,7 +28,8 @@ void prefetch(const T* object) {
 PyObject* find_state(PyObject* states, PyObject* param) {
   PyObject* found = _PyDict_GetItem_KnownHash(states, param, reinterpret_cast<Py_hash_t>(param));
   if (found == nullptr && PyErr_Occurred()) throw PythonError();
-  if (found != nullptr && !PyDict_Check(found)) throw NotFused("a parameter's state is no dict");
+  if (found != nullptr && !is_plain_dict(found))
+    throw NotFused("a parameter's state is no plain dict");
   return found;
 }
 
@@ -118,6 +120,10 @@ bool is_plain_type(PyObject* object) {
   return Py_TYPE(object) == g_parameter_type || THPVariable_CheckExact(object);
 }
 
+bool is_plain_dict(PyObject* object) {
+  return PyDict_CheckExact(object) || Py_TYPE(object) == g_defaultdict_type;
+}
+
 bool is_tensor(PyObject* object) {
   return is_plain_type(object) ||
          PyType_IsSubtype(Py_TYPE(object), reinterpret_cast<PyTypeObject*>(THPVariableClass));
@@ -168,7 +174,9 @@ void find_batch(const Lookup& lookup, Variant variant, PyObject* const* params, 
   for (const FoundParam& param : found) for_each_state(param, prefetch_storage);
 }
 
-void initialize_lookup(PyObject* parameter_type) {
+void initialize_lookup(PyObject* parameter_type, PyObject* defaultdict_type) {
+  g_defaultdict_type = reinterpret_cast<PyTypeObject*>(defaultdict_type);
+  Py_INCREF(defaultdict_type);
   g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
   Py_INCREF(parameter_type);
   g_params_key = intern("params");

@@ -28,6 +28,9 @@ PyObject* average_key();
 /// Whether it is exactly torch.Tensor or torch.nn.Parameter.
 bool is_plain_type(PyObject* object);
 
+/// Whether it is exactly a dict or a defaultdict: others may give other items than they hold.
+bool is_plain_dict(PyObject* object);
+
 /// Whether it is a torch.Tensor or of a subclass: by its type alone, as isinstance would ask the
 /// object for its `__class__`, which may be code and need not be true.
 bool is_tensor(PyObject* object);
@@ -69,7 +72,7 @@ void find_batch(const Lookup& lookup, Variant variant, PyObject* const* params, 
 
 constexpr Py_ssize_t kBatch = 16;
 
-/// Interns the keys of all rules; `parameter_type` is torch.nn.Parameter.
-void initialize_lookup(PyObject* parameter_type);
+/// Interns the keys of all rules; the types are torch.nn.Parameter and collections.defaultdict.
+void initialize_lookup(PyObject* parameter_type, PyObject* defaultdict_type);
 
 }  // namespace fused_optim

@@ -80,6 +80,7 @@ void NewStateObjects::link(PyObject* state) {
 }
 
 void NewStateObjects::undo(PyObject* state) {
+  if (!by_param_) return;
   PyObject *type, *error, *traceback, *key, *value;
   PyErr_Fetch(&type, &error, &traceback);
   for (Py_ssize_t position = 0; PyDict_Next(by_param_, &position, &key, &value);)

@@ -40,9 +40,12 @@ class NewStateObjects {
   /// and with it signal handlers and other threads. Throws PythonError.
   explicit NewStateObjects(const std::vector<NewState>& new_states);
 
-  /// Puts all of them into the optimizer's state, running no Python code, or none: throws
-  /// PythonError where there is no memory.
+  /// Puts all of them into the optimizer's state, or none: throws PythonError where there is no
+  /// memory. Runs no Python code, unless a key whose comparison does has come in meanwhile.
   void link(PyObject* state);
+
+  /// Takes them out again.
+  void undo(PyObject* state);
 
  private:
   /// Items for a dict that is there already.
@@ -58,7 +61,6 @@ class NewStateObjects {
   };
 
   bool insert(Addition& addition);
-  void undo(PyObject* state);
 
   std::vector<Addition> additions_;
   std::vector<Replaced> replaced_;

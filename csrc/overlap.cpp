@@ -109,8 +109,8 @@ void StorageCheck::add(const c10::StorageImpl& storage) {
   may_overlap_ = may_overlap_ || !is_allocated_by_torch(storage) || recurs(storage.data());
 }
 
-void StorageCheck::add_empty(const c10::TensorImpl* param) {
-  is_param_repeated_ = is_param_repeated_ || recurs(param);
+void StorageCheck::add_owner(const void* owner) {
+  is_owner_repeated_ = is_owner_repeated_ || recurs(owner);
 }
 
 }  // namespace fused_optim

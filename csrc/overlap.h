@@ -41,11 +41,12 @@ class StorageCheck {
 
   void add(const c10::StorageImpl& storage);
 
-  /// A parameter without elements: no memory of it shows that it is there twice.
-  void add_empty(const c10::TensorImpl* param);
+  /// A parameter without elements, or a state dict to be filled: no memory of it shows that it is
+  /// there twice.
+  void add_owner(const void* owner);
 
   bool may_overlap() const { return may_overlap_; }
-  bool is_param_repeated() const { return is_param_repeated_; }
+  bool is_owner_repeated() const { return is_owner_repeated_; }
 
  private:
   /// Whether it is there for the second time.
@@ -56,7 +57,7 @@ class StorageCheck {
   size_t num_used_ = 0;
   c10::DeleterFnPtr deleters_[2] = {};  // of torch's allocators, by DeviceKind
   bool may_overlap_ = false;
-  bool is_param_repeated_ = false;
+  bool is_owner_repeated_ = false;
 };
 
 }  // namespace fused_optim

@@ -42,9 +42,14 @@ void step_gathered(Gathered& gathered, const Amp& amp, const StepOptions& option
   if (releases_gil || !gathered.new_states.empty()) hold.emplace(gathered);
   NewStateObjects created(gathered.new_states);
   const bool is_done = maybe_without_gil([&] { return decide(gathered, amp, options, found); });
-  if (hold) hold->check_unmoved();
+  if (is_done) created.link(state);
+  try {
+    if (hold) hold->check_unmoved();
+  } catch (...) {
+    created.undo(state);
+    throw;
+  }
   if (!is_done) return finish_skipped(gathered);
-  created.link(state);
   commit(gathered);
   maybe_without_gil([&] { launch(gathered.table); });
   finish(gathered);

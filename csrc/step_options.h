@@ -12,6 +12,7 @@ namespace fused_optim {
 /// What a step finds out. Its tensors begin as those of the last step.
 struct Found {
   at::Tensor grad_norm, skipped_steps;
+  bool is_skipped = false;  // and the host knows, which then counts it
 };
 
 struct StepOptions {
@@ -28,6 +29,7 @@ struct StepOptions {
     // Swapped, so that what is replaced goes with `found`: dropping a tensor may run a finalizer.
     std::swap(grad_norm, found.grad_norm);
     std::swap(skipped_steps, found.skipped_steps);
+    if (found.is_skipped && skip_nonfinite && skipped_steps.defined()) skipped_steps.add_(1);
   }
 
   bool needs_norm() const { return max_grad_norm || skip_nonfinite; }

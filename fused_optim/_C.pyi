@@ -16,12 +16,14 @@ class Exchange:
     def __init__(self) -> None: ...
     @property
     def is_active(self) -> bool: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *exception: object) -> None: ...
 
 class ExchangeContext:
+    find_pairs: Callable[[], list[tuple[int, int, torch.Tensor, Any]]]
     def __init__(
         self,
         optimizer: str,
-        find_pairs: Callable[[], list[tuple[int, int, torch.Tensor, Any]]],
         exchange: Exchange,
     ) -> None: ...
     def __enter__(self) -> None: ...
@@ -35,6 +37,7 @@ def step(
     grad_scale: torch.Tensor | float | None,
     found_inf: torch.Tensor | float | None,
     options: StepOptions | None,
+    exchange: Exchange | None,
 ) -> str | None: ...
 def step_on_host(
     rule: int,

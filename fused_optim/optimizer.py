@@ -44,6 +44,10 @@ def _unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
 class _EmaParameters(_C.ExchangeContext, contextlib.ContextDecorator):
     """The context manager that :meth:`FusedOptimizer.ema_parameters` returns."""
 
+    def __init__(self, optimizer: "FusedOptimizer", exchange: _C.Exchange) -> None:
+        super().__init__(optimizer._name, exchange)
+        self.find_pairs = optimizer._find_averages
+
 
 class FusedOptimizer(_Base):
     r"""Mixin: one fused pass over memory for all parameters of all groups.
@@ -98,7 +102,7 @@ class FusedOptimizer(_Base):
     _fallback_reason: str | None = None
     #: The four below and what steps found; None where none of them was ever asked for.
     _step_options: _C.StepOptions | None = None
-    #: Between parameters and averages; None where there never was one.
+    #: Between parameters and averages, made by the first step or context.
     _exchange: _C.Exchange | None = None
 
     max_grad_norm = StepOption(at_least_0)
@@ -195,7 +199,9 @@ class FusedOptimizer(_Base):
         return self._untraced_step(closure)
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        if self._exchange is not None and self._exchange.is_active:
+        if self._exchange is None:
+            self._exchange = _C.Exchange()
+        elif self._exchange.is_active:
             raise RuntimeError("step() inside ema_parameters(): the averages would be trained")
         defaults = self.defaults
         if "capturable" in defaults and torch.cuda.is_initialized():
@@ -212,7 +218,8 @@ class FusedOptimizer(_Base):
             or defaults.get("differentiable")
         ):
             self._fallback_reason = "foreach=True, fused=False or differentiable=True was asked for"
-            torch_step(self, default_implementation=False)
+            with self._exchange:
+                torch_step(self, default_implementation=False)
             return loss
         reason: str | None = "an _init_group of its own prepares torch's step"
         if not self._prepares_groups and "_init_group" not in self.__dict__:
@@ -224,12 +231,14 @@ class FusedOptimizer(_Base):
                 getattr(self, "grad_scale", None),
                 getattr(self, "found_inf", None),
                 self._step_options,
+                self._exchange,
             )
         if reason != self._fallback_reason:
             self._fallback_reason = reason
             _log.debug("%s steps with %s", type(self).__name__, reason or "the fused kernels")
         if reason is not None:
-            torch_step(self, default_implementation=True)
+            with self._exchange:
+                torch_step(self, default_implementation=True)
         return loss
 
     @torch._disable_dynamo
@@ -254,7 +263,7 @@ class FusedOptimizer(_Base):
         """
         if self._exchange is None:
             self._exchange = _C.Exchange()
-        return _EmaParameters(self._name, self._find_averages, self._exchange)
+        return _EmaParameters(self, self._exchange)
 
     def _find_averages(self) -> list[tuple[int, int, Tensor, Any]]:
         found = {

@@ -1,11 +1,12 @@
 """ema_parameters(): parameters and averages are exchanged as a whole, and come back as a whole."""
 
 import contextlib
+import pathlib
 import random
 
 import pytest
 import torch
-from hostile import interrupted
+from hostile import interrupted, meanwhile
 from torch.nn import Parameter
 from twins import assert_unchanged, make_params, same_bits, set_grads, snapshot
 
@@ -213,3 +214,77 @@ def test_an_optimizer_is_not_kept_alive():
         assert reference() is None
     finally:
         gc.enable()
+
+
+def test_an_optimizer_that_holds_its_own_context_is_collected():
+    import gc
+    import weakref
+
+    optimizer = averaged(make_params([(4,)]))
+    optimizer.context = optimizer.ema_parameters()
+    reference = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert reference() is None
+
+
+def test_leaving_a_context_that_was_not_entered_ends_no_other():
+    optimizer = averaged(make_params([(4,)]))
+    before = snapshot(optimizer)
+    other = optimizer.ema_parameters()
+    with optimizer.ema_parameters():
+        other.__exit__(None, None, None)
+        with pytest.raises(RuntimeError, match="inside ema_parameters"):
+            optimizer.step()
+    assert_unchanged(optimizer, before)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_step_and_an_exchange_keep_out_of_each_others_way(foreach):
+    """Another thread evaluates on the averages while a large step is done, and the other way."""
+    p = Parameter(torch.zeros(1 << 22))
+    p.grad = torch.ones_like(p)
+    optimizer = fused_optim.SGD([p], lr=1.0, ema_decay=1.0, foreach=foreach)
+    optimizer.step()
+    steps = 1
+
+    def evaluate():
+        with contextlib.suppress(RuntimeError), optimizer.ema_parameters():
+            pass
+
+    with meanwhile(evaluate):
+        for _ in range(10):
+            with contextlib.suppress(RuntimeError):
+                optimizer.step()
+                steps += 1
+    assert p.detach().unique().tolist() == [-float(steps)]
+
+
+def test_a_closure_that_enters_the_context():
+    params = make_params([(4,)])
+    optimizer = averaged(params)
+    context = optimizer.ema_parameters()
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="would be trained"):
+        optimizer.step(context.__enter__)
+    context.__exit__(None, None, None)
+    assert_unchanged(optimizer, before)
+
+
+@pytest.mark.process
+def test_leaving_takes_no_memory_for_elements():
+    """Evaluation may have filled it."""
+    import resource
+
+    params = make_params([(1 << 22,), (1 << 22,)])
+    optimizer = averaged(params)
+    before = [p.detach().clone() for p in params]
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+    size = pages * resource.getpagesize()
+    try:
+        with optimizer.ema_parameters():
+            resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 22), limits[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert all(same_bits(p.detach(), b) for p, b in zip(params, before, strict=True))

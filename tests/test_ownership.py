@@ -237,7 +237,7 @@ def test_no_memory_for_new_state():
         try:
             testcapi.set_nomemory(count, count + 1)
             try:
-                reason = _C.step(*arguments, optimizer._step_options)
+                reason = _C.step(*arguments, optimizer._step_options, None)
             finally:
                 testcapi.remove_mem_hooks()
         except (MemoryError, RuntimeError):
@@ -354,6 +354,148 @@ def test_keys_that_run_code(optimizer_class, where):
         optimizer.step()
     assert "key" in optimizer._fallback_reason
     assert all(p.isfinite().all() and p.abs().max() < 1e3 for p in params)
+
+
+def test_keys_that_run_code_in_states_of_nobody():
+    """Whether there are averages is asked of all states."""
+    params = make_params([(1000,)] * 20)
+    set_grads(params, seed=0)
+    optimizer = fused_optim.SGD(params, lr=1.0, ema_decay=0.9)
+    key = EqualToAnything("ema")
+    optimizer.state["other"] = {key: 1}
+    key.function = lambda: pytest.fail("was compared")
+    optimizer.step()
+    assert optimizer._fallback_reason is None
+
+
+@pytest.mark.parametrize("resize", [True, False])
+def test_code_that_runs_while_state_is_linked(resize, monkeypatch):
+    """A key that came in while objects were made, and whose comparison takes memory away."""
+    p, other = Parameter(torch.zeros(1000)), Parameter(torch.zeros(1))
+    p.grad, other.grad = torch.ones(1000), torch.ones(1)
+    optimizer = fused_optim.SGD([p, other], lr=1.0, momentum=0.9)
+    state = {"other": torch.zeros(1)}
+    optimizer.state[p] = state
+    key = EqualToAnything("momentum_buffer")
+
+    def take():
+        if resize:
+            p.grad.untyped_storage().resize_(0)
+        else:
+            p.data = torch.full((1000,), 5.0)
+
+    def hash_and_put_key_in(tensor):
+        state[key] = 1
+        key.function = take
+        return id(tensor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__hash__", hash_and_put_key_in)
+        with pytest.raises(RuntimeError, match="other memory while"):
+            optimizer.step()
+    key.function = lambda: None
+    assert p.detach().unique().tolist() == [0.0 if resize else 5.0]
+    assert list(state) == ["other", key] and list(optimizer.state) == [p]
+
+
+def test_the_counter_of_skipped_steps_is_not_written_where_it_was():
+    p = Parameter(torch.zeros(1 << 23))
+    p.grad = torch.full_like(p, float("nan"))
+    optimizer = fused_optim.SGD([p], lr=1.0, skip_nonfinite=True)
+    optimizer.step()
+    counter = optimizer.skipped_steps
+
+    def replace():
+        counter.data = torch.full((), 1000, dtype=torch.int64)
+
+    with meanwhile(replace):
+        for _ in range(10):
+            optimizer.step()
+    assert 1000 <= counter <= 1010 and counter is optimizer.skipped_steps
+
+
+def test_a_step_that_was_not_skipped_after_all_is_not_counted():
+    p = Parameter(torch.zeros(1 << 23))
+    p.grad = torch.full_like(p, float("nan"))
+    optimizer = fused_optim.SGD([p], lr=1.0, skip_nonfinite=True)
+    optimizer.step()
+    counts = 1
+
+    def replace():
+        p.data = torch.zeros(1 << 23)
+
+    with meanwhile(replace):
+        for _ in range(10):
+            try:
+                optimizer.step()
+                counts += 1
+            except RuntimeError as error:
+                assert "Nothing was changed" in str(error)
+    assert optimizer.skipped_steps == counts
+
+
+def test_averages_of_resting_parameters_are_held_too():
+    p, q = Parameter(torch.zeros(1 << 23)), Parameter(torch.zeros(1 << 10))
+    optimizer = fused_optim.SGD([p, q], lr=1.0, ema_decay=0.5, max_grad_norm=1e9)
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    optimizer.step()
+    q.grad = None
+    average = optimizer.state[q]["ema"]
+
+    def replace():
+        average.data = torch.zeros(3)
+        average.data = torch.zeros(1 << 10)
+
+    steps = 1
+    with meanwhile(replace):
+        for _ in range(10):
+            try:
+                optimizer.step()
+                steps += 1
+            except RuntimeError as error:
+                assert "Nothing was changed" in str(error)
+    assert p.detach().unique().tolist() == [-float(steps)]
+
+
+def test_two_parameters_whose_state_is_one_dict():
+    results = []
+    for cls, options in ((fused_optim.Adam, {}), (torch.optim.Adam, {"foreach": False})):
+        params = make_params([(2,), (2,)])
+        optimizer = cls(params, lr=0.1, **options)
+        shared = {}
+        optimizer.state[params[0]] = optimizer.state[params[1]] = shared
+        for seed in range(2):
+            set_grads(params, seed=seed)
+            optimizer.step()
+        results.append((params, shared["step"]))
+    assert_same_values(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
+    assert results[0][1] == results[1][1] == 4
+
+
+class Tenfold(dict):
+    """Gives other values than it holds."""
+
+    def __getitem__(self, key):
+        value = super().__getitem__(key)
+        return value * 10 if key == "lr" else value
+
+
+class FirstOnly(list):
+    def __iter__(self):
+        return iter(list.__getitem__(self, slice(1)))
+
+
+def test_containers_that_give_other_items_than_they_hold():
+    params = make_params([(2,), (2,)])
+    before = [p.detach().clone() for p in params]
+    optimizer = fused_optim.SGD(params, lr=0.1)
+    optimizer.param_groups[0] = Tenfold(optimizer.param_groups[0])
+    optimizer.param_groups[0]["params"] = FirstOnly(params)
+    for p in params:
+        p.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.allclose(params[0].detach(), before[0] - 1.0)
+    assert torch.equal(params[1].detach(), before[1])
 
 
 def test_things_that_only_say_that_they_are_tensors(optimizer_class):

@@ -34,7 +34,8 @@ UNUSUAL = {
     "lambd": [-100.0, 1e300],
     "t0": [float("nan"), -1.0, float("inf")],
     "momentum_decay": [-1.0, 1e6],
-    "etas": [(1.0, 1.0), (-0.5, 1.2), (0.5, float("inf"))],
+    "nesterov": [1e-300],
+    "etas": [(0.0, 1.2), (1e-46, 1.2), (1.0, 1.0), (-0.5, 1.2), (0.5, float("inf"))],
     "step_sizes": [(-1.0, 50.0), (1e-6, float("inf"))],
 }
 UNUSUAL_CASES = [
