@@ -7,6 +7,7 @@ import torch
 from torch.nn import Parameter
 from twins import CASES, SUPPORTED_ISAS, case_id, same_bits
 
+import fused_optim
 import fused_optim._C as _C
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -140,5 +141,26 @@ def test_the_callers_floating_point_mode_holds_for_all_threads(optimizer_class):
         torch.set_flush_denormal(False)
         halved = torch.full((1 << 20,), 1e-38) * 0.1
         assert torch.equal(halved, torch.full((1 << 20,), 1e-38 * 0.1))
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_averages_of_resting_parameters_are_in_the_callers_mode_too():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor can't flush subnormals")
+    try:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(4)
+        (torch.full((1 << 20,), 1.0) * 2).sum()  # torch's threads begin, in the mode of now
+        params = [Parameter(torch.full((1 << 20,), 1.2e-38)), Parameter(torch.zeros(1))]
+        optimizer = fused_optim.SGD(params, lr=0.0, ema_decay=0.5)
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        optimizer.state[params[0]]["ema"].fill_(1.3e-38)
+        params[0].grad = None
+        torch.set_flush_denormal(True)
+        optimizer.step()
+        assert len(optimizer.state[params[0]]["ema"].unique()) == 1
     finally:
         torch.set_flush_denormal(False)
