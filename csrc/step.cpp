@@ -12,7 +12,7 @@ namespace fused_optim {
 namespace {
 
 // The GIL is released where the step takes milliseconds, and where holding the tensors without it
-// (0.4 us a parameter) costs little beside its update: 16,384 elements take 7 us.
+// (well under a microsecond a parameter) costs little beside its update: 16,384 elements take 7 us.
 constexpr int64_t kReleaseGilElements = 1 << 22;
 constexpr int64_t kReleaseGilElementsPerTensor = 1 << 14;
 
