@@ -66,14 +66,20 @@ class Instruction(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    name: str  # "sm_80 Adam 3 bfloat16"
+    name: str  # "sm_80 Adam 3 bfloat16 505", the last being the words of its table
     code: list[Instruction]
+
+    @property
+    def dtype(self):
+        return self.name.split()[3]
 
     def positions(self, *operations):
         return [i for i, x in enumerate(self.code) if x.operation.startswith(operations)]
 
 
-ARGUMENTS = re.compile(r"step_kernel_ofINS_\d+([A-Za-z]+)ELj(\d+)E(?:NS_\d+)?([a-z]+\d*)E")
+ARGUMENTS = re.compile(
+    r"step_kernel_ofINS_\d+([A-Za-z]+)ELj(\d+)E(?:NS_\d+)?([a-z]+\d*)E?NS\d*_7TableOfILi(\d+)E"
+)
 DTYPES = {"f": "float32", "d": "float64"}
 
 
@@ -81,8 +87,8 @@ def short_name(arch, mangled):
     match = ARGUMENTS.search(mangled)
     if not match:
         return f"{arch} {mangled}"
-    rule, variant, dtype = match.groups()
-    return f"{arch} {rule} {variant} {DTYPES.get(dtype, dtype)}"
+    rule, variant, dtype, words = match.groups()
+    return f"{arch} {rule} {variant} {DTYPES.get(dtype, dtype)} {words}"
 
 
 @functools.cache

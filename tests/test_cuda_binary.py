@@ -12,6 +12,8 @@ from twins import CASES
 import fused_optim._C as _C
 
 DTYPES = 4
+#: Sizes of the argument: csrc/cuda/kernel_table.h and gradient_table.h.
+TABLES = 2
 #: Of a multiprocessor, and of a block: kThreads in csrc/cuda/kernel_body.h.
 REGISTERS, THREADS = 65_536, 256
 
@@ -22,7 +24,7 @@ pytestmark = [
 
 
 def kernels_per_arch():
-    """Rules times variants times dtypes: the sets of states that options switch on."""
+    """Rules times variants (the sets of states that options switch on), dtypes and tables."""
     variants = set()
     for cls, options in CASES:
         param = torch.zeros(1, requires_grad=True)
@@ -30,7 +32,7 @@ def kernels_per_arch():
         optimizer = cls([param], **options)
         optimizer.step()
         variants.add((cls._rule, *sorted(optimizer.state[param])))
-    return DTYPES * len(variants)
+    return DTYPES * TABLES * len(variants)
 
 
 def step_kernels():
@@ -46,7 +48,7 @@ def operands(kernel):
 
 def unroll(kernel):
     """Packs of each operand that a thread loads before it computes: csrc/cuda/chunk.h."""
-    return 1 if kernel.name.endswith("float64") and operands(kernel) > 4 else 2
+    return 1 if kernel.dtype == "float64" and operands(kernel) > 4 else 2
 
 
 def loads_in_flight(kernel):
@@ -57,7 +59,7 @@ def loads_in_flight(kernel):
 def test_no_spills_and_no_stack():
     archs = len(_C.cuda_archs().split(","))
     # The steps; sums and scaling in each dtype, and three ways to finish a norm.
-    assert len(usages()) >= archs * (kernels_per_arch() + DTYPES * (3 + 1) + 3)
+    assert len(usages()) >= archs * (kernels_per_arch() + DTYPES * TABLES * (3 + 1) + 3)
     assert {(usage.stack, usage.local) for usage in usages()} == {(0, 0)}
 
 
@@ -92,7 +94,7 @@ def test_first_loads_are_under_way_before_the_scalars():
         assert loads[-1] < begin, kernel.name
         past = [x.text for x in kernel.code[begin : begin + 8] if x.operation == "BRA"]
         assert past and past[0].startswith("@"), f"{kernel.name}: all threads compute"
-        if kernel.name.endswith("float64"):
+        if kernel.dtype == "float64":
             continue
         # Scalar states are advanced once a tensor, after the arrival.
         (arrival,) = kernel.positions("ATOMG")
@@ -105,7 +107,7 @@ def test_memory_is_accessed_in_elements_or_sixteen_bytes():
     for kernel in step_kernels():
         stored = [x.operation.removeprefix("STG.E") for x in kernel.code]
         stored = {width for width in stored if not width[:1].isalpha()}
-        allowed = {".128", widths[kernel.name.split()[3]], ""}  # a `step` is a float
+        allowed = {".128", widths[kernel.dtype], ""}  # a `step` is a float
         assert ".128" in stored and stored <= allowed, f"{kernel.name}: {stored}"
 
 
@@ -116,8 +118,8 @@ def test_memory_is_accessed_in_elements_or_sixteen_bytes():
 def test_half_types_are_converted_by_the_hardware(dtype, pairs):
     """Two values in one instruction, which architectures have from 8.0 on."""
     for kernel in step_kernels():
-        arch, _, _, found = kernel.name.split()
-        if found != dtype or int(arch.removeprefix("sm_").rstrip("af")) < 80:
+        arch = kernel.name.split()[0]
+        if kernel.dtype != dtype or int(arch.removeprefix("sm_").rstrip("af")) < 80:
             continue
         converted = kernel.positions(*pairs)
         stored = operands(kernel)  # all but the gradient, and the average
@@ -139,7 +141,7 @@ def test_steps_are_advanced_from_memory_and_fenced():
 
 def test_norms_load_sixteen_bytes_at_a_time_too():
     sums = kernels("13sum_kernel_of")
-    assert len(sums) >= DTYPES * 3
+    assert len(sums) >= DTYPES * TABLES * 3
     for kernel in sums:
         loads = [x for x in kernel.code if x.operation.startswith("LDG.E")]
         runs = [len(list(run)) for wide, run in itertools.groupby(loads, _is_wide) if wide]
@@ -153,7 +155,7 @@ def _is_wide(instruction):
 def test_a_norms_sum_is_read_after_a_barrier():
     """By all threads, after the one that adds the last two columns has written it."""
     reducing = kernels("13sum_kernel_of") + kernels("21finish_norm_kernel_of")
-    assert len(reducing) >= DTYPES * 3 + 3
+    assert len(reducing) >= DTYPES * TABLES * 3 + 3
     for kernel in reducing:
         last_write = kernel.positions("STS")[-1]
         then = [x.operation for x in kernel.code[last_write + 1 :]]

@@ -5,15 +5,18 @@ namespace fused_optim::cuda {
 std::vector<GradientLaunch> pack(const Gradients& gradients, Device device) {
   std::vector<GradientLaunch> launches;
   for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
-    GradientTable* table = nullptr;
+    GradientLaunch* launch = nullptr;
     for (const Gradient& gradient : gradients.entries) {
       if (!(gradient.device == device) || gradient.dtype != static_cast<DType>(dtype)) continue;
-      if (table == nullptr || table->num_entries == GradientTable::kEntries)
-        table = &launches.emplace_back(GradientLaunch{gradient.dtype, {}}).table;
-      table->num_chunks += static_cast<uint32_t>(gradient.num_chunks());
-      table->entries[table->num_entries++] = {gradient.data, gradient.numel,
-                                              static_cast<uint32_t>(gradient.first_chunk),
-                                              table->num_chunks};
+      if (launch == nullptr || launch->head.num_entries == GradientTable::kEntries) {
+        launch = &launches.emplace_back();
+        launch->dtype = gradient.dtype;
+      }
+      launch->head.num_chunks += static_cast<uint32_t>(gradient.num_chunks());
+      ++launch->head.num_entries;
+      launch->entries.push_back({gradient.data, gradient.numel,
+                                 static_cast<uint32_t>(gradient.first_chunk),
+                                 launch->head.num_chunks});
     }
   }
   return launches;

@@ -1,5 +1,5 @@
-// A launch's gradients as the norm's and the scaling kernel read them: one argument, as
-// KernelTable.
+// A launch's gradients as the norm's and the scaling kernel read them: one argument, of the sizes
+// that kernel_table.h has.
 #pragma once
 
 #include <cstdint>
@@ -29,19 +29,43 @@ struct GradientChunk {
   }
 };
 
-struct GradientTable {
-  static constexpr int kEntries = 1360;
-
+struct GradientTableHead {
   double* sums;        // of each chunk, where sums are taken
   const double* norm;  // where gradients are scaled
   double max_norm;
   uint32_t num_entries;
   uint32_t num_chunks;
+};
+
+template <int kNumEntries>
+struct GradientTableOf {
+  static constexpr int kEntries = kNumEntries;
+
+  GradientTableHead head;
   GradientView entries[kEntries];
+};
+
+using GradientTable = GradientTableOf<1360>;
+static_assert(sizeof(GradientTable) <= 32764, "the limit of kernel arguments since CUDA 12.1");
+using SmallGradientTable = GradientTableOf<169>;
+static_assert(sizeof(SmallGradientTable) <= 4096, "the limit of kernel arguments before CUDA 12.1");
+
+/// A table of any size.
+struct GradientTableView {
+  const GradientTableHead& head;
+  const GradientView* entries;
+
+  FUSED_OPTIM_INLINE GradientTableView(const GradientTableHead& table_head,
+                                       const GradientView* table_entries)
+      : head(table_head), entries(table_entries) {}
+
+  template <int kEntries>
+  FUSED_OPTIM_INLINE explicit GradientTableView(const GradientTableOf<kEntries>& table)
+      : GradientTableView(table.head, table.entries) {}
 
   FUSED_OPTIM_INLINE GradientChunk at(uint32_t chunk) const {
     const uint32_t index =
-        find_by_chunk(num_entries, chunk, [&](uint32_t i) { return entries[i].chunk_end; });
+        find_by_chunk(head.num_entries, chunk, [&](uint32_t i) { return entries[i].chunk_end; });
     const GradientView& gradient = entries[index];
     const uint32_t in_tensor = chunk - (index == 0 ? 0 : entries[index - 1].chunk_end);
     const int64_t begin = in_tensor * kNormChunk, rest = gradient.numel - begin;
@@ -49,6 +73,5 @@ struct GradientTable {
             gradient.first_chunk + in_tensor};
   }
 };
-static_assert(sizeof(GradientTable) <= 32764, "the limit of kernel arguments since CUDA 12.1");
 
 }  // namespace fused_optim::cuda

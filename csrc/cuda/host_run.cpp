@@ -11,26 +11,26 @@ namespace fused_optim::cuda {
 namespace {
 
 template <class Kernel>
-void run_table(const KernelTable& table, uint32_t blocks, uint32_t threads) {
+void run_table(const TableView& table, uint32_t blocks, uint32_t threads) {
   for (uint32_t block = 0; block < blocks; ++block)
     for (uint32_t thread = 0; thread < threads; ++thread) {
       typename Kernel::Scalars scalars;
-      Kernel::run({block, thread, blocks, threads}, TableView(table), scalars);
+      Kernel::run({block, thread, blocks, threads}, table, scalars);
     }
   for (uint32_t thread = 0; thread < threads; ++thread)
-    Kernel::advance_steps(thread, threads, TableView(table));
+    Kernel::advance_steps(thread, threads, table);
 }
 
 constexpr Device kHost{DeviceKind::CPU, 0};
 
 template <NormType type, class Storage>
-void sum_table(const GradientTable& table, uint32_t blocks) {
+void sum_table(const GradientTableView& table, uint32_t blocks) {
   for (uint32_t block = 0; block < blocks; ++block)
-    for (uint32_t chunk = block; chunk < table.num_chunks; chunk += blocks)
+    for (uint32_t chunk = block; chunk < table.head.num_chunks; chunk += blocks)
       SumKernel<type, Storage>::sum_chunk(table, chunk, sum_block_on_host<type, Storage>);
 }
 
-using RunTable = void (*)(const KernelTable&, uint32_t, uint32_t);
+using RunTable = void (*)(const TableView&, uint32_t, uint32_t);
 
 }  // namespace
 
@@ -41,8 +41,8 @@ int run_on_host(const Bucket& bucket, const DeviceInputs& inputs, uint32_t block
     run = run_table<StepKernel<typename I::Rule, I::variant, typename I::Storage>>;
   });
   if (run == nullptr) throw std::logic_error("fused_optim: no kernel for this bucket");
-  const std::vector<KernelTable> tables = pack(bucket, inputs);
-  for (const KernelTable& table : tables) run(table, blocks, threads);
+  const std::vector<PackedTable> tables = pack(bucket, inputs);
+  for (const PackedTable& table : tables) run(table.view(), blocks, threads);
   return static_cast<int>(tables.size());
 }
 
@@ -50,9 +50,9 @@ double norm_on_host(const Gradients& gradients, NormType type, uint32_t blocks) 
   std::vector<double> sums(gradients.num_chunks);
   return with_norm_type(type, [&]<NormType kType>(std::integral_constant<NormType, kType>) {
     for (GradientLaunch& launch : pack(gradients, kHost)) {
-      launch.table.sums = sums.data();
+      launch.head.sums = sums.data();
       with_storage(launch.dtype, [&]<class Storage>(Storage) {
-        sum_table<kType, Storage>(launch.table, blocks);
+        sum_table<kType, Storage>(launch.view(), blocks);
       });
     }
     const double sum =
@@ -63,12 +63,12 @@ double norm_on_host(const Gradients& gradients, NormType type, uint32_t blocks) 
 
 void scale_on_host(const Gradients& gradients, double norm, double max_norm, uint32_t blocks) {
   for (GradientLaunch& launch : pack(gradients, kHost)) {
-    launch.table.norm = &norm;
-    launch.table.max_norm = max_norm;
+    launch.head.norm = &norm;
+    launch.head.max_norm = max_norm;
     with_storage(launch.dtype, [&]<class Storage>(Storage) {
       for (uint32_t block = 0; block < blocks; ++block)
         for (uint32_t thread = 0; thread < kNormColumns; ++thread)
-          ScaleKernel<Storage>::run(block, thread, blocks, kNormColumns, launch.table);
+          ScaleKernel<Storage>::run(block, thread, blocks, kNormColumns, launch.view());
     });
   }
 }

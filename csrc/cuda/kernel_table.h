@@ -1,4 +1,4 @@
-// A launch's tensors as a kernel reads them: one argument of at most 32,764 bytes.
+// A launch's tensors as a kernel reads them: one argument, of 4,096 or of 32,760 bytes.
 #pragma once
 
 #include <cstdint>
@@ -58,14 +58,22 @@ struct TableOf {
 using KernelTable = TableOf<4088>;
 static_assert(sizeof(KernelTable) <= 32764, "the limit of kernel arguments since CUDA 12.1");
 
+/// Each launch copies its whole argument and sends it to the device, so that few tensors travel in
+/// a smaller one: 66 of Adam's.
+using SmallKernelTable = TableOf<505>;
+static_assert(sizeof(SmallKernelTable) <= 4096, "the limit of kernel arguments before CUDA 12.1");
+
 /// A table of any size.
 struct TableView {
   const TableHead& head;
   const uint64_t* words;
 
+  FUSED_OPTIM_INLINE TableView(const TableHead& table_head, const uint64_t* table_words)
+      : head(table_head), words(table_words) {}
+
   template <int kWords>
   FUSED_OPTIM_INLINE explicit TableView(const TableOf<kWords>& table)
-      : head(table.head), words(table.words) {}
+      : TableView(table.head, table.words) {}
 
   /// Chunks up to the end of this entry. Two to a word, so that a search touches few cache lines.
   FUSED_OPTIM_INLINE uint32_t chunk_end(uint32_t entry) const {

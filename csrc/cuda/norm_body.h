@@ -38,12 +38,12 @@ struct SumKernel {
   /// Calls sum(data, count) for the elements of a chunk and writes what it returns, if this thread
   /// is the one that knows the sum.
   template <class Sum>
-  FUSED_OPTIM_HOST_DEVICE static void sum_chunk(const GradientTable& table, uint32_t chunk, Sum sum,
-                                                bool knows_sum = true) {
+  FUSED_OPTIM_HOST_DEVICE static void sum_chunk(const GradientTableView& table, uint32_t chunk,
+                                                Sum sum, bool knows_sum = true) {
     const GradientChunk elements = table.at(chunk);
     const double result =
         sum(static_cast<const Storage*>(elements.template elements<Storage>()), elements.count);
-    if (knows_sum) table.sums[elements.number] = result;
+    if (knows_sum) table.head.sums[elements.number] = result;
   }
 
   /// One level of the addition of columns: `half` is 128, 64, ..., 1.
@@ -79,11 +79,11 @@ struct ScaleKernel {
   static constexpr int kPack = kPackSize<Storage>;
 
   FUSED_OPTIM_HOST_DEVICE static void run(uint32_t block, uint32_t thread, uint32_t num_blocks,
-                                          uint32_t num_threads, const GradientTable& table) {
-    const double coefficient = clip_coefficient(*table.norm, table.max_norm);
+                                          uint32_t num_threads, const GradientTableView& table) {
+    const double coefficient = clip_coefficient(*table.head.norm, table.head.max_norm);
     if (coefficient == 1.0) return;
     const auto factor = static_cast<opmath_t<Storage>>(coefficient);
-    for (uint32_t chunk = block; chunk < table.num_chunks; chunk += num_blocks) {
+    for (uint32_t chunk = block; chunk < table.head.num_chunks; chunk += num_blocks) {
       const GradientChunk elements = table.at(chunk);
       scale(thread, num_threads, elements.template elements<Storage>(), elements.count, factor);
     }

@@ -17,7 +17,7 @@ class Packer {
     if (is_averaged()) flags_ |= TableHead::kAverages;
   }
 
-  std::vector<KernelTable> run() {
+  std::vector<PackedTable> run() {
     for (int64_t i = 0; i < bucket_.num_entries; ++i) add(*bucket_.entries[i]);
     flush();
     return std::move(tables_);
@@ -117,7 +117,7 @@ class Packer {
     const uint64_t layouts_at = first_entry + entries_.size();
     for (const auto& [word, offset] : strided_)
       entries_[word] |= EntryView::pack(0, static_cast<uint32_t>(layouts_at + offset), 0, 0);
-    KernelTable& table = tables_.emplace_back();
+    PackedTable& table = tables_.emplace_back();
     table.head = {inputs_.found_inf,
                   inputs_.grad_scale,
                   inputs_.decision,
@@ -128,9 +128,9 @@ class Packer {
                   static_cast<uint32_t>(chunk_ends.size()),
                   static_cast<uint32_t>(first_entry),
                   TableHead::kNoStepsToAdvance};
-    uint64_t* words = table.words;
+    table.words.reserve(layouts_at + layouts_.size());
     for (auto* part : {&chunk_ends, &rows_, &entries_, &layouts_}) {
-      words = std::copy(part->begin(), part->end(), words);
+      table.words.insert(table.words.end(), part->begin(), part->end());
       part->clear();
     }
     chunk_ends_.clear();
@@ -151,14 +151,14 @@ class Packer {
   std::vector<uint32_t> chunk_ends_;
   std::vector<uint64_t> rows_, entries_, layouts_;
   std::vector<StridedEntry> strided_;
-  std::vector<KernelTable> tables_;
+  std::vector<PackedTable> tables_;
   int32_t last_row_ = -1;
   uint32_t num_rows_ = 0, chunks_ = 0;
 };
 
 }  // namespace
 
-std::vector<KernelTable> pack(const Bucket& bucket, const DeviceInputs& inputs) {
+std::vector<PackedTable> pack(const Bucket& bucket, const DeviceInputs& inputs) {
   return Packer(bucket, inputs).run();
 }
 

@@ -24,6 +24,11 @@ def simulated_synchronizations():
     return _process.simulated_synchronizations()
 
 
+def simulated_argument_bytes():
+    """The size of the argument of the last kernel of this project that was launched."""
+    return _process.simulated_argument_bytes()
+
+
 def simulated_launches():
     """How many kernels of this project the simulated device was given."""
     return _process.simulated_launches()

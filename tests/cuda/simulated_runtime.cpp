@@ -45,6 +45,7 @@ struct Stream {
 thread_local int current_device = 0;
 unsigned long long captures = 0;
 int launches = 0, synchronizations = 0;
+size_t argument_bytes = 0;  // of this project's last kernel
 std::map<uintptr_t, Allocation>& allocations() {
   static std::map<uintptr_t, Allocation> all;
   return all;
@@ -127,8 +128,7 @@ void check_addresses(const TableView& table, int device) {
 }
 
 template <class Kernel>
-void run_step_kernel(dim3 grid, dim3 block, const KernelTable& argument, int device) {
-  const TableView table(argument);
+void run_step_kernel(dim3 grid, dim3 block, const TableView& table, int device) {
   check_addresses<Kernel>(table, device);
   for (uint32_t b = 0; b < grid.x; ++b)
     for (uint32_t t = 0; t < block.x; ++t) {
@@ -137,6 +137,29 @@ void run_step_kernel(dim3 grid, dim3 block, const KernelTable& argument, int dev
     }
   if (table.head.arrival == TableHead::kNoStepsToAdvance) return;
   for (uint32_t t = 0; t < block.x; ++t) Kernel::advance_steps(t, block.x, table);
+}
+
+/// "OfILi505EE": how a table's size stands in the mangled name of a kernel.
+template <class Table>
+std::string mangled_size() {
+  const std::string name = typeid(Table).name();
+  return name.substr(name.find("OfILi"));
+}
+
+/// Calls visit(table) with the kernel's argument, a copy of which is what a launch keeps. It is
+/// known by its size.
+template <class Small, class Large, class Visit>
+void with_table(const std::string& name, void** arguments, Visit visit) {
+  const auto is = [&]<class Table>(const Table*) {
+    return name.find(mangled_size<Table>()) != std::string::npos;
+  };
+  const bool is_small = is(static_cast<Small*>(nullptr));
+  if (!is_small && !is(static_cast<Large*>(nullptr))) die("no table of known size in " + name);
+  argument_bytes = is_small ? sizeof(Small) : sizeof(Large);
+  if (is_small)
+    visit(*static_cast<const Small*>(arguments[0]));
+  else
+    visit(*static_cast<const Large*>(arguments[0]));
 }
 
 /// "INS_4AdamELj3EfE": how rule, variant and dtype stand in the mangled name of a kernel.
@@ -158,11 +181,12 @@ bool run_ours(const std::string& name, dim3 grid, dim3 block, void** arguments,
         with_instance(rule, variant, static_cast<DType>(dtype), [&]<class I>(I) {
           if (!rest.starts_with(mangled_arguments<I>())) return;
           found = true;
-          const KernelTable table = *static_cast<const KernelTable*>(arguments[0]);
-          const int device = current_device;
-          submit(stream, [=] {
-            run_step_kernel<StepKernel<typename I::Rule, I::variant, typename I::Storage>>(
-                grid, block, table, device);
+          with_table<SmallKernelTable, KernelTable>(rest, arguments, [&](const auto& table) {
+            const int device = current_device;
+            submit(stream, [=] {
+              run_step_kernel<StepKernel<typename I::Rule, I::variant, typename I::Storage>>(
+                  grid, block, TableView(table), device);
+            });
           });
         });
   ++launches;
@@ -193,13 +217,16 @@ void for_each_norm_type(Visit visit) {
     with_norm_type(static_cast<NormType>(type), visit);
 }
 
-GradientTable checked_gradients(void** arguments) {
-  const GradientTable table = *static_cast<const GradientTable*>(arguments[0]);
-  for (uint32_t i = 0; i < table.num_entries; ++i)
-    check_address(table.entries[i].data, current_device, "a gradient");
-  check_address(table.sums, current_device, "a norm's sums");
-  check_address(table.norm, current_device, "a norm");
-  return table;
+/// Calls visit(table) with the kernel's argument, of gradients on this device.
+template <class Visit>
+void with_gradients(const std::string& name, void** arguments, Visit visit) {
+  with_table<SmallGradientTable, GradientTable>(name, arguments, [&](const auto& table) {
+    for (uint32_t i = 0; i < table.head.num_entries; ++i)
+      check_address(table.entries[i].data, current_device, "a gradient");
+    check_address(table.head.sums, current_device, "a norm's sums");
+    check_address(table.head.norm, current_device, "a norm");
+    visit(table);
+  });
 }
 
 /// The kernels for norms and scaling.
@@ -209,21 +236,23 @@ bool run_norm(const std::string& name, dim3 grid, void** arguments, cudaStream_t
     return name.find(kernel) != std::string::npos && (found = true);
   };
   for_each_storage([&]<class Storage>(Storage) {
-    if (is("15scale_kernel_ofI" + mangled<Storage>() + "E")) {
-      const GradientTable table = checked_gradients(arguments);
-      submit(stream, [=] {
-        for (uint32_t b = 0; b < grid.x; ++b)
-          for (uint32_t t = 0; t < kNormColumns; ++t)
-            ScaleKernel<Storage>::run(b, t, grid.x, kNormColumns, table);
+    if (is("15scale_kernel_ofI" + mangled<Storage>() + "NS"))
+      with_gradients(name, arguments, [&](const auto& table) {
+        submit(stream, [=] {
+          for (uint32_t b = 0; b < grid.x; ++b)
+            for (uint32_t t = 0; t < kNormColumns; ++t)
+              ScaleKernel<Storage>::run(b, t, grid.x, kNormColumns, GradientTableView(table));
+        });
       });
-    }
     for_each_norm_type([&]<NormType type>(std::integral_constant<NormType, type>) {
-      if (!is("13sum_kernel_ofI" + mangled(type) + mangled<Storage>() + "E")) return;
-      const GradientTable table = checked_gradients(arguments);
-      submit(stream, [=] {
-        for (uint32_t b = 0; b < grid.x; ++b)
-          for (uint32_t chunk = b; chunk < table.num_chunks; chunk += grid.x)
-            SumKernel<type, Storage>::sum_chunk(table, chunk, sum_block_on_host<type, Storage>);
+      if (!is("13sum_kernel_ofI" + mangled(type) + mangled<Storage>() + "NS")) return;
+      with_gradients(name, arguments, [&](const auto& table) {
+        submit(stream, [=] {
+          for (uint32_t b = 0; b < grid.x; ++b)
+            for (uint32_t chunk = b; chunk < table.head.num_chunks; chunk += grid.x)
+              SumKernel<type, Storage>::sum_chunk(GradientTableView(table), chunk,
+                                                  sum_block_on_host<type, Storage>);
+        });
       });
     });
   });
@@ -284,6 +313,9 @@ extern "C" {
 
 int simulated_launches() {
   return launches;
+}
+int simulated_argument_bytes() {
+  return static_cast<int>(argument_bytes);
 }
 int simulated_synchronizations() {
   return synchronizations;

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cuda_twins import CudaTwins
-from gpu import simulated_launches
+from gpu import simulated_argument_bytes, simulated_launches
 from twins import set_grads
 
 import fused_optim
@@ -23,6 +23,30 @@ def test_one_launch_for_all_tensors_of_all_groups(optimizer_class):
     )
     twins.step(1)
     assert launches_of(twins) == 1
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize(("tensors", "at_most"), [(1, 4_096), (66, 4_096), (67, 32_764)])
+def test_few_tensors_travel_in_a_small_argument(tensors, at_most):
+    twins = CudaTwins(fused_optim.Adam, {}, shapes=[(3,)] * tensors)
+    twins.step(2)
+    assert launches_of(twins) == 1
+    assert at_most / 2 < simulated_argument_bytes() <= at_most
+    twins.cpu.step()
+    twins.assert_same()
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize(("tensors", "at_most"), [(1, 4_096), (169, 4_096), (170, 32_764)])
+def test_so_do_few_gradients(tensors, at_most):
+    params = [torch.zeros(2, requires_grad=True, device="cuda") for _ in range(tensors)]
+    for p in params:
+        p.grad = torch.tensor([3.0, 4.0]).to("cuda")
+    norm = fused_optim.clip_grad_norm_(params, 1.0)  # its last kernel scales
+    assert at_most / 2 < simulated_argument_bytes() <= at_most
+    assert norm.item() == pytest.approx(5 * tensors**0.5)
+    for p in params:
+        assert p.grad.cpu().norm().item() == pytest.approx(tensors**-0.5)
 
 
 @pytest.mark.simulation

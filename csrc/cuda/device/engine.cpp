@@ -40,14 +40,16 @@ struct Kernel {
   uint32_t max_blocks;  // that the device runs at a time
 };
 
-/// The kernel. The device must be current.
+/// The kernel for a table of this size. The device must be current.
+template <class Table>
 Kernel find_kernel(const KernelName& name) {
-  const void* function = step_kernel(name.rule, name.variant, name.dtype);
+  const void* function = step_kernel<Table>(name.rule, name.variant, name.dtype);
   if (function == nullptr) throw std::logic_error("fused_optim: no kernel " + name.text());
   return {function, max_blocks(function, kThreads, name)};
 }
 
-void launch(const Kernel& kernel, uint32_t blocks, KernelTable& table, cudaStream_t stream,
+template <class Table>
+void launch(const Kernel& kernel, uint32_t blocks, Table& table, cudaStream_t stream,
             const KernelName& name) {
   void* arguments[] = {&table};
   check(cudaLaunchKernel(kernel.function, dim3(blocks), dim3(kThreads), arguments, 0, stream),
@@ -80,7 +82,8 @@ bool is_capturing(Device device) {
 
 void prepare(int rule, const TensorEntry& entry) {
   const c10::cuda::CUDAGuard guard(entry.device.index);
-  find_kernel(name_of(rule, entry));
+  find_kernel<SmallKernelTable>(name_of(rule, entry));
+  find_kernel<KernelTable>(name_of(rule, entry));
 }
 
 void apply(const Bucket& bucket) {
@@ -88,7 +91,6 @@ void apply(const Bucket& bucket) {
   const c10::cuda::CUDAGuard guard(first.device.index);
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(first.device.index);
   const KernelName name = name_of(bucket.table->rule, first);
-  const Kernel kernel = find_kernel(name);
 
   uint32_t arrival = TableHead::kNoStepsToAdvance;
   if (first.device_step != nullptr) {
@@ -97,15 +99,19 @@ void apply(const Bucket& bucket) {
     check(cudaStreamGetCaptureInfo(stream, &status, &capture), "launching", name);
     arrival = arrival_for(stream.id(), status == cudaStreamCaptureStatusActive ? capture : 0);
   }
-  for (KernelTable& table : pack(bucket, bucket.table->inputs_of(first.device))) {
-    table.head.arrival = arrival;
-    launch(kernel, std::clamp(table.head.num_chunks, 1u, kernel.max_blocks), table, stream, name);
-    if (first.device_step == nullptr || arrival != TableHead::kNoStepsToAdvance) continue;
-    // No counter of arrivals was left: the steps are advanced by a launch of their own.
-    table.head.arrival = TableHead::kAllArrived;
-    table.head.num_chunks = 0;
-    launch(kernel, 1, table, stream, name);
-  }
+  const bool advances_alone =
+      first.device_step != nullptr && arrival == TableHead::kNoStepsToAdvance;
+  for (const PackedTable& packed : pack(bucket, bucket.table->inputs_of(first.device)))
+    packed.as_argument([&]<class Table>(Table& table) {
+      const Kernel kernel = find_kernel<Table>(name);
+      table.head.arrival = arrival;
+      launch(kernel, std::clamp(table.head.num_chunks, 1u, kernel.max_blocks), table, stream, name);
+      if (!advances_alone) return;
+      // No counter of arrivals was left: the steps are advanced by a launch of their own.
+      table.head.arrival = TableHead::kAllArrived;
+      table.head.num_chunks = 0;
+      launch(kernel, 1, table, stream, name);
+    });
 }
 
 }  // namespace fused_optim::cuda

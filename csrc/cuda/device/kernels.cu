@@ -29,17 +29,17 @@ __device__ bool is_last_block(uint32_t arrival) {
 /// The table by an address of which the compiler doesn't know that it is an argument's: it is then
 /// read as memory is, which serves each thread another word at a time. Constant memory, where
 /// arguments lie, serves one word after the other.
-__device__ TableView view_as_memory(const KernelTable& table) {
-  const KernelTable* address = &table;
+template <class Table>
+__device__ TableView view_as_memory(const Table& table) {
+  const Table* address = &table;
   asm volatile("" : "+l"(address));
   return TableView(*address);
 }
 
 /// Two blocks to a multiprocessor: with all loads of an iteration in flight at a time, that is
 /// enough to keep the fastest memory busy.
-template <class Rule, Variant variant, class Storage>
-__global__ void __launch_bounds__(kThreads, 2)
-    step_kernel_of(const __grid_constant__ KernelTable table) {
+template <class Rule, Variant variant, class Storage, class Table>
+__global__ void __launch_bounds__(kThreads, 2) step_kernel_of(const __grid_constant__ Table table) {
   using Kernel = StepKernel<Rule, variant, Storage>;
   __shared__ typename Kernel::Scalars scalars;
   Kernel::run({blockIdx.x, threadIdx.x, gridDim.x, kThreads}, TableView(table), scalars);
@@ -51,14 +51,17 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
+template <class Table>
 const void* step_kernel(int rule, Variant variant, DType dtype) {
   const void* kernel = nullptr;
   with_instance(rule, variant, dtype, [&]<class I>(I) {
     kernel = reinterpret_cast<const void*>(
-        &step_kernel_of<typename I::Rule, I::variant, typename I::Storage>);
+        &step_kernel_of<typename I::Rule, I::variant, typename I::Storage, Table>);
   });
   return kernel;
 }
+template const void* step_kernel<SmallKernelTable>(int, Variant, DType);
+template const void* step_kernel<KernelTable>(int, Variant, DType);
 
 const int kCompiledArchs[] = {__CUDA_ARCH_LIST__};
 const int kNumCompiledArchs = sizeof(kCompiledArchs) / sizeof(int);

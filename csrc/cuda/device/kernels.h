@@ -5,8 +5,9 @@
 
 namespace fused_optim::cuda {
 
-/// What cudaLaunchKernel takes: a kernel whose one argument is a KernelTable.
-/// nullptr where no kernel serves these.
+/// What cudaLaunchKernel takes: a kernel whose one argument is `Table`, a KernelTable or a
+/// SmallKernelTable. nullptr where no kernel serves these.
+template <class Table>
 const void* step_kernel(int rule, Variant variant, DType dtype);
 
 /// The value of nvcc's __CUDA_ARCH_LIST__.

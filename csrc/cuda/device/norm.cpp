@@ -26,9 +26,10 @@ void launch(const void* kernel, uint32_t blocks, void** arguments, const NormKer
         "launching", name);
 }
 
-void launch(const void* kernel, GradientTable& table, const NormKernelName& name) {
+template <class Table>
+void launch(const void* kernel, Table& table, const NormKernelName& name) {
   void* arguments[] = {&table};
-  launch(kernel, std::min(table.num_chunks, max_blocks(kernel, kNormColumns, name)), arguments,
+  launch(kernel, std::min(table.head.num_chunks, max_blocks(kernel, kNormColumns, name)), arguments,
          name);
 }
 
@@ -37,8 +38,10 @@ void launch(const void* kernel, GradientTable& table, const NormKernelName& name
 void sum_chunks(const Gradients& gradients, Device device, NormType type, double* sums) {
   const c10::cuda::CUDAGuard guard(device.index);
   for (GradientLaunch& next : pack(gradients, device)) {
-    next.table.sums = sums;
-    launch(sum_kernel(type, next.dtype), next.table, {"norm", device});
+    next.head.sums = sums;
+    next.as_argument([&]<class Table>(Table& table) {
+      launch(sum_kernel<Table>(type, next.dtype), table, {"norm", device});
+    });
   }
 }
 
@@ -52,9 +55,11 @@ void finish_norm(const double* sums, int64_t count, NormType type, Device device
 void scale(const Gradients& gradients, Device device, const double* norm, double max_norm) {
   const c10::cuda::CUDAGuard guard(device.index);
   for (GradientLaunch& next : pack(gradients, device)) {
-    next.table.norm = norm;
-    next.table.max_norm = max_norm;
-    launch(scale_kernel(next.dtype), next.table, {"scale", device});
+    next.head.norm = norm;
+    next.head.max_norm = max_norm;
+    next.as_argument([&]<class Table>(Table& table) {
+      launch(scale_kernel<Table>(next.dtype), table, {"scale", device});
+    });
   }
 }
 

@@ -25,11 +25,11 @@ __device__ double sum_block(const Storage* x, int64_t count) {
   return sum;
 }
 
-template <NormType type, class Storage>
-__global__ void __launch_bounds__(kNormColumns)
-    sum_kernel_of(const __grid_constant__ GradientTable table) {
-  for (uint32_t chunk = blockIdx.x; chunk < table.num_chunks; chunk += gridDim.x)
-    SumKernel<type, Storage>::sum_chunk(table, chunk, sum_block<type, Storage>, threadIdx.x == 0);
+template <NormType type, class Storage, class Table>
+__global__ void __launch_bounds__(kNormColumns) sum_kernel_of(const __grid_constant__ Table table) {
+  for (uint32_t chunk = blockIdx.x; chunk < table.head.num_chunks; chunk += gridDim.x)
+    SumKernel<type, Storage>::sum_chunk(GradientTableView(table), chunk, sum_block<type, Storage>,
+                                        threadIdx.x == 0);
 }
 
 template <NormType type>
@@ -39,10 +39,11 @@ __global__ void __launch_bounds__(kNormColumns)
   if (threadIdx.x == 0) conclusion.draw(norm_of_sum(type, sum));
 }
 
-template <class Storage>
+template <class Storage, class Table>
 __global__ void __launch_bounds__(kNormColumns)
-    scale_kernel_of(const __grid_constant__ GradientTable table) {
-  ScaleKernel<Storage>::run(blockIdx.x, threadIdx.x, gridDim.x, blockDim.x, table);
+    scale_kernel_of(const __grid_constant__ Table table) {
+  ScaleKernel<Storage>::run(blockIdx.x, threadIdx.x, gridDim.x, blockDim.x,
+                            GradientTableView(table));
 }
 
 template <class Kernel>
@@ -52,17 +53,24 @@ const void* address(Kernel* kernel) {
 
 }  // namespace
 
+template <class Table>
 const void* sum_kernel(NormType type, DType dtype) {
   return with_norm_type(type, [&]<NormType kType>(std::integral_constant<NormType, kType>) {
-    return with_storage(
-        dtype, []<class Storage>(Storage) { return address(&sum_kernel_of<kType, Storage>); });
+    return with_storage(dtype, []<class Storage>(Storage) {
+      return address(&sum_kernel_of<kType, Storage, Table>);
+    });
   });
 }
+template const void* sum_kernel<SmallGradientTable>(NormType, DType);
+template const void* sum_kernel<GradientTable>(NormType, DType);
 
+template <class Table>
 const void* scale_kernel(DType dtype) {
-  return with_storage(dtype,
-                      []<class Storage>(Storage) { return address(&scale_kernel_of<Storage>); });
+  return with_storage(
+      dtype, []<class Storage>(Storage) { return address(&scale_kernel_of<Storage, Table>); });
 }
+template const void* scale_kernel<SmallGradientTable>(DType);
+template const void* scale_kernel<GradientTable>(DType);
 
 const void* finish_norm_kernel(NormType type) {
   return with_norm_type(type, []<NormType kType>(std::integral_constant<NormType, kType>) {

@@ -5,9 +5,11 @@
 
 namespace fused_optim::cuda {
 
-/// What cudaLaunchKernel takes: kernels of kNormColumns threads whose one argument is a
-/// GradientTable.
+/// What cudaLaunchKernel takes: kernels of kNormColumns threads whose one argument is `Table`, a
+/// GradientTable or a SmallGradientTable.
+template <class Table>
 const void* sum_kernel(NormType type, DType dtype);
+template <class Table>
 const void* scale_kernel(DType dtype);
 
 /// One block; arguments: the sums (const double*), their number (int64_t), the Conclusion.
