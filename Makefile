@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc fused_optim -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.py' -o -name '*.pyi' | grep -v _build.py)
 
-.PHONY: bench test lint format sanitize tsan cuda-build clean
+.PHONY: bench test test-frameworks lint format sanitize tsan cuda-build clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
@@ -16,6 +16,21 @@ bench: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/pytest -n auto
+
+# Inside the frameworks that people train with, in an environment of their own. The package is
+# compiled once for both.
+FRAMEWORKS_VENV ?= .venv-frameworks
+WHEELS := build/wheels
+test-frameworks: $(VENV)/.installed $(FRAMEWORKS_VENV)/.torch
+	rm -rf $(WHEELS)
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(WHEELS) .
+	for wheel in $(WHEELS)/*.whl; do \
+	  $(FRAMEWORKS_VENV)/bin/pip install --quiet --force-reinstall --no-deps "$$wheel" && \
+	  $(FRAMEWORKS_VENV)/bin/pip install --quiet "$$wheel[frameworks]" || exit 1; done
+	$(FRAMEWORKS_VENV)/bin/pytest tests/frameworks
+
+$(FRAMEWORKS_VENV)/.torch:
+	$(MAKE) VENV="$(FRAMEWORKS_VENV)" "$@"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -84,4 +99,4 @@ $(VENV)/.installed: $(VENV)/.torch setup.py build_backend.py pyproject.toml $(SO
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info fused_optim/_build.py fused_optim/*.so
+	rm -rf $(VENV) $(CUDA_VENV) $(FRAMEWORKS_VENV) build dist *.egg-info fused_optim/_build.py fused_optim/*.so

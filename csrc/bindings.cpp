@@ -49,6 +49,23 @@ const at::Tensor& number_in(const py::handle& object) {
   return tensor;
 }
 
+/// Calls `run`. None, or why it isn't for the kernels: (reason, whether users expect that).
+template <class Run>
+py::object answer_of(Run run) {
+  try {
+    run();
+    return py::none();
+  } catch (const NotFusedAsExpected& reason) {
+    return py::make_tuple(reason.what(), true);
+  } catch (const NotFused& reason) {
+    return py::make_tuple(reason.what(), false);
+  } catch (const PythonError&) {
+    throw py::error_already_set();
+  } catch (python_error& error) {
+    rethrow(error);
+  }
+}
+
 /// None, or why torch's own step has to do it. `name`: the optimizer's, for errors.
 py::object step(int rule, const char* name, const py::object& param_groups, const py::object& state,
                 const py::object& grad_scale, const py::object& found_inf, StepOptions* asked,
@@ -58,20 +75,23 @@ py::object step(int rule, const char* name, const py::object& param_groups, cons
   const StepOptions options = asked == nullptr ? StepOptions() : *asked;
   Found found{options.grad_norm, options.skipped_steps};
   const StepInExchange in_exchange(exchange);
-  try {
+  return answer_of([&] {
     Amp amp(grad_scale.ptr(), found_inf.ptr());
-    if (amp.has_overflowed() && !options.any()) return py::none();
+    if (amp.has_overflowed() && !options.any()) return;
     Gathered gathered = gather(rule, name, param_groups.ptr(), state.ptr(), amp, options);
     step_gathered(gathered, amp, options, state.ptr(), found);
     if (asked != nullptr) asked->publish(found);
-    return py::none();
-  } catch (const NotFused& reason) {
-    return py::str(reason.what());
-  } catch (const PythonError&) {
-    throw py::error_already_set();
-  } catch (python_error& error) {
-    rethrow(error);
-  }
+  });
+}
+
+/// The answer that step would give, without a step.
+py::object why_not_fused(int rule, const char* name, const py::object& param_groups,
+                         const py::object& state, const StepOptions& options) {
+  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+  return answer_of([&] {
+    Amp amp(Py_None, Py_None);
+    gather(rule, name, param_groups.ptr(), state.ptr(), amp, options);
+  });
 }
 
 /// Steps through the CUDA kernels' body on the host, with AMP's tensors, float32 step counters and
@@ -172,6 +192,24 @@ std::vector<std::string> rules() {
   return names;
 }
 
+/// (name, the hyperparameter that switches it on or None, whether it has one element) of each state
+/// that torch keeps.
+py::list states(int rule) {
+  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+  const RuleSpec& spec = kRules[rule];
+  py::list found;
+  const auto add = [&](const char* name, const char* enabled_by, bool is_scalar) {
+    const py::object switch_name =
+        enabled_by == nullptr ? py::none() : py::object(py::str(enabled_by));
+    found.append(py::make_tuple(name, switch_name, is_scalar));
+  };
+  if (spec.has_step) add("step", nullptr, true);
+  for (int i = 0; i < spec.num_scalar_states; ++i) add(spec.scalar_states[i].name, nullptr, true);
+  for (int i = 0; i < spec.num_states; ++i)
+    add(spec.states[i].name, spec.states[i].enabled_by, false);
+  return found;
+}
+
 std::vector<std::string> scalar_states(int rule) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
   std::vector<std::string> names;
@@ -254,11 +292,15 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("skip_nonfinite", &StepOptions::skip_nonfinite)
       .def_readwrite("zero_grads", &StepOptions::zero_grads)
       .def_readwrite("ema_decay", &StepOptions::ema_decay)
+      .def_property_readonly("any", &StepOptions::any)
+      .def_property_readonly("needs_norm", &StepOptions::needs_norm)
       .def_property("grad_norm", get<&StepOptions::grad_norm>, set<&StepOptions::grad_norm>)
       .def_property("skipped_steps", get<&StepOptions::skipped_steps>,
                     set<&StepOptions::skipped_steps>);
   m.def("step", &step, py::arg("rule"), py::arg("name"), py::arg("param_groups"), py::arg("state"),
         py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"), py::arg("exchange"));
+  m.def("why_not_fused", &why_not_fused, py::arg("rule"), py::arg("name"), py::arg("param_groups"),
+        py::arg("state"), py::arg("options"));
   m.def("step_on_host", &step_on_host, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
         py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"), py::arg("blocks"),
         py::arg("threads"));
@@ -281,6 +323,7 @@ PYBIND11_MODULE(_C, m) {
       .def("__exit__", [](ExchangeContext& context, const py::args&) { context.exit(); });
   m.def("set_grads", &set_grads, py::arg("params"), py::arg("grads"));
   m.def("rules", &rules);
+  m.def("states", &states, py::arg("rule"));
   m.def("scalar_states", &scalar_states, py::arg("rule"));
   m.def("built_isas", &cpu::built_isas);
   m.def("isa", [] { return std::string(cpu::isa_name(cpu::current_isa())); });

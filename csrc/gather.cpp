@@ -95,7 +95,7 @@ class Gatherer {
   void add_param(const FoundParam& found) {
     const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
     const c10::TensorImpl& grad = *found.grad;
-    check_param(where_, param);
+    check_param(param);
     TensorEntry entry{};
     entry.dtype = dtype_of(param);
     entry.device = device_of(param);
@@ -105,7 +105,7 @@ class Gatherer {
     entry.strided = -1;
     entry.numel = real_numel(param);
     builder_.add_operand(entry, param, param, kParam, "param");
-    if (grad.is_sparse()) throw NotFused("a gradient is sparse");
+    if (grad.is_sparse()) throw NotFusedAsExpected("a gradient is sparse");
     check_operand(where_, param, grad, kGradName);
     add_grad(builder_, entry, found, options_);
     add_state(entry, found);
@@ -247,7 +247,7 @@ Gathered gather(int rule, const char* name, PyObject* param_groups, PyObject* st
   const at::NoGradGuard no_grad;
   // Such a mode (FakeTensorMode, tracers, counters) means to see the operations.
   if (c10::impl::TorchDispatchModeTLS::any_modes_set())
-    throw NotFused("a TorchDispatchMode is active");
+    throw NotFusedAsExpected("a TorchDispatchMode is active");
   return Gatherer(rule, name, read_groups(rule, param_groups, state), state, amp, options).run();
 }
 

@@ -17,9 +17,15 @@
 
 namespace fused_optim {
 
-/// This step is not for the kernels, for the reason given; torch's own step can still do it.
+/// This step is not for the kernels, for the reason given; torch's own step can still do it. Users
+/// are told of it.
 struct NotFused : std::runtime_error {
   using std::runtime_error::runtime_error;
+};
+
+/// The same where nobody expects kernels, as torch has none either, or looks on at the operations.
+struct NotFusedAsExpected : NotFused {
+  using NotFused::NotFused;
 };
 
 /// A `step` tensor on the host, advanced once all is checked.

@@ -83,7 +83,7 @@ void add_average(EntryBuilder& builder, TensorEntry& entry, const FoundParam& fo
 void add_idle(EntryBuilder& builder, const FoundParam& found) {
   const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
   const at::Tensor& average = state_tensor(builder.where, found.average, kAverageName);
-  check_param(builder.where, param);
+  check_param(param);
   check_operand(builder.where, param, *average.unsafeGetTensorImpl(), kAverageName);
   builder.locate(param, "param");
   builder.locate(*average.unsafeGetTensorImpl(), kAverageName);

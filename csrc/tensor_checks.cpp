@@ -69,9 +69,9 @@ Device device_of(const c10::TensorImpl& tensor) {
   return {DeviceKind::CUDA, tensor.device().index()};
 }
 
-void check_param(const Where& where, const c10::TensorImpl& param) {
+void check_param(const c10::TensorImpl& param) {
   if (!is_plain(param)) {
-    if (param.is_meta()) where.fail("param", "is on the meta device: it has no data to step");
+    if (param.is_meta()) throw NotFusedAsExpected("a parameter is on the meta device");
     if (!param.is_cpu() && !param.is_cuda())
       throw NotFused("no kernel for device " + param.device().str());
     throw NotFused("a parameter is no plain strided tensor");

@@ -39,7 +39,7 @@ bool is_plain(const c10::TensorImpl& tensor);
 Device device_of(const c10::TensorImpl& tensor);
 
 /// Throws unless the parameter is a plain dense tensor on a device that has kernels.
-void check_param(const Where& where, const c10::TensorImpl& param);
+void check_param(const c10::TensorImpl& param);
 
 /// Throws unless the tensor has its parameter's device, dtype and shape.
 void check_same_kind(const Where& where, const c10::TensorImpl& param,

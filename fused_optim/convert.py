@@ -7,45 +7,113 @@ from typing import Any, TypeVar
 from torch.optim import Optimizer
 
 from fused_optim.optimizer import FUSED_CLASSES, FusedOptimizer
+from fused_optim.own_state import OwnState
+from fused_optim.same_rule import advice_for
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
+
+#: One for each user's class, so that all its fused optimizers are of one type.
+_FUSED_SUBCLASSES: dict[type[Optimizer], type[FusedOptimizer]] = {}
+
+#: What torch's step consists of: a subclass that has its own does something else.
+_PARTS_OF_A_STEP = ("step", "_init_group")
 
 
 def fuse(optimizer: OptimizerT) -> OptimizerT:
     """Turns an existing torch.optim optimizer into the fused one, in place.
 
     The object stays the same, so schedulers, scalers and hooks stay attached, and its state and
-    parameter groups are kept. ``foreach`` and ``fused`` are reset to None: asking for the fused
-    step overrides what the constructor was given.
+    parameter groups are kept. ``foreach`` and ``fused`` are reset to None, also of an optimizer
+    that is fused already: asking for the fused step overrides what the constructor was given.
 
     Args:
-        optimizer: an optimizer of exactly a torch.optim class that has a fused counterpart.
-            One that is fused already is returned as it is.
+        optimizer: an optimizer of a torch.optim class that has a fused counterpart, or of a
+            subclass of one that overrides nothing of the step; its own methods and attributes
+            stay, and it stays an instance of its class.
 
     Returns:
         The same object.
 
     Raises:
-        TypeError: if its class has no fused counterpart; lists those that have one.
+        TypeError: if its class has no fused counterpart. The message says which fused class follows
+            the same rule, for some classes of other libraries, or lists those that have one.
     """
-    if isinstance(optimizer, FusedOptimizer):
-        return optimizer
-    fused_class = FUSED_CLASSES.get(type(optimizer))
-    if fused_class is None:
-        have = ", ".join(sorted(cls.__name__ for cls in FUSED_CLASSES.values()))
-        raise TypeError(
-            f"{type(optimizer).__module__}.{type(optimizer).__qualname__} has no fused "
-            f"counterpart; these have one: {have}"
-        )
-    scheduled = getattr(optimizer.__dict__.get("step"), "_wrapped_by_lr_sched", False)
-    optimizer.__class__ = fused_class  # type: ignore[assignment]
+    if not isinstance(optimizer, FusedOptimizer):
+        _change_class(optimizer, _fused_class_for(optimizer))
     for options in (optimizer.defaults, *optimizer.param_groups):
         options.update({name: None for name in ("foreach", "fused") if name in options})
+    optimizer._fused.supports_amp_scaling = None  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _fused_class_for(optimizer: Optimizer) -> type[FusedOptimizer]:
+    cls = type(optimizer)
+    torch_class = next((base for base in cls.__mro__ if base in FUSED_CLASSES), None)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if torch_class is None:
+        have = ", ".join(sorted(fused.__name__ for fused in FUSED_CLASSES.values()))
+        raise TypeError(
+            f"{name} has no fused counterpart{advice_for(cls) or f'; these have one: {have}'}"
+        )
+    if torch_class is cls:
+        return FUSED_CLASSES[cls]
+    own = cls.__mro__[: cls.__mro__.index(torch_class)]
+    overridden = [part for part in _PARTS_OF_A_STEP if any(part in vars(base) for base in own)]
+    # torch's constructors put their wrapper around a subclass's step under the same name.
+    overridden = [part for part in overridden if not _is_inherited(cls, torch_class, part)]
+    if overridden or any(part in vars(optimizer) for part in _PARTS_OF_A_STEP[1:]):
+        raise TypeError(
+            f"{name} has no fused counterpart: it overrides {' and '.join(overridden)} of "
+            f"torch.optim.{torch_class.__name__}"
+        )
+    return _fused_subclass(cls, FUSED_CLASSES[torch_class])
+
+
+def _is_inherited(cls: type, torch_class: type, part: str) -> bool:
+    """Whether it is the torch class's own, in a wrapper or as it is."""
+    own, torchs = (_unwrapped(getattr(owner, part)) for owner in (cls, torch_class))
+    return own is torchs
+
+
+def _unwrapped(function: Any) -> Any:
+    while getattr(function, "hooked", False):
+        function = function.__wrapped__
+    return function
+
+
+def _fused_subclass(cls: type[Optimizer], fused_class: type[FusedOptimizer]) -> Any:
+    """The class that is a user's, with the fused step in the place of torch's."""
+    if cls in _FUSED_SUBCLASSES:
+        return _FUSED_SUBCLASSES[cls]
+    namespace = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        # The user's class may hold torch's, in the wrapper that runs the hooks.
+        "step": fused_class.step,
+        # By its name, pickle would find the user's class.
+        "__reduce_ex__": lambda self, protocol: (_new, (cls,), self.__getstate__()),
+    }
+    metaclass: Any = type(cls)
+    made: type[FusedOptimizer] = metaclass(cls.__name__, (cls, fused_class), namespace)
+    return _FUSED_SUBCLASSES.setdefault(cls, made)
+
+
+def _new(cls: type[Optimizer]) -> Any:
+    """An empty optimizer of a user's class, fused: what pickle and copy fill."""
+    torch_class = next(base for base in cls.__mro__ if base in FUSED_CLASSES)
+    fused_class = _fused_subclass(cls, FUSED_CLASSES[torch_class])
+    return fused_class.__new__(fused_class)
+
+
+def _change_class(optimizer: Optimizer, fused_class: type[FusedOptimizer]) -> None:
+    scheduled = getattr(optimizer.__dict__.get("step"), "_wrapped_by_lr_sched", False)
+    optimizer.__class__ = fused_class
     optimizer.__dict__.pop("_step_supports_amp_scaling", None)
+    optimizer._fused = OwnState()  # type: ignore[attr-defined]
     optimizer._patch_step_function()
     if scheduled:
         _rewrap_for_scheduler(optimizer)
-    return optimizer
 
 
 def _rewrap_for_scheduler(optimizer: Optimizer) -> None:

@@ -6,7 +6,6 @@ The names of ``torch.optim.optimizer`` can be imported from here as well.
 import contextlib
 import inspect
 import itertools
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,20 +16,39 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fused_optim import _C
 from fused_optim._extension import RULES
-from fused_optim.step_options import StepOption, at_least_0, between_0_and_1, yes_or_no
+from fused_optim.averages import EmaParameters
+from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
+from fused_optim.own_state import OwnState
+from fused_optim.shards import check_norm_is_whole, constructed_by
+from fused_optim.step_options import (
+    StepOption,
+    at_least_0,
+    between_0_and_1,
+    remove_step_options,
+    set_options,
+    yes_or_no,
+)
 from fused_optim.torch_step import torch_step
 
 __all__ = ["FusedOptimizer", "Optimizer", "ParamsT"]
-
-_log = logging.getLogger("fused_optim")
 
 #: The fused class for each torch.optim class, filled as the fused classes are defined.
 FUSED_CLASSES: dict[type[Optimizer], type["FusedOptimizer"]] = {}
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     _Base = Optimizer
 else:
     _Base = object
+
+
+#: torch's check that a step in a CUDA graph was made for it, which 2.11 renamed.
+_GRAPH_CHECK = next(
+    name
+    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
+    if hasattr(Optimizer, name)
+)
 
 
 def _unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,14 +57,6 @@ def _unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
     while getattr(step, "hooked", False):
         step = step.__wrapped__  # type: ignore[attr-defined]
     return step
-
-
-class _EmaParameters(_C.ExchangeContext, contextlib.ContextDecorator):
-    """The context manager that :meth:`FusedOptimizer.ema_parameters` returns."""
-
-    def __init__(self, optimizer: "FusedOptimizer", exchange: _C.Exchange) -> None:
-        super().__init__(optimizer._name, exchange)
-        self.find_pairs = optimizer._find_averages
 
 
 class FusedOptimizer(_Base):
@@ -88,9 +98,6 @@ class FusedOptimizer(_Base):
         ValueError: for arguments out of range or NaN.
     """
 
-    #: GradScaler then leaves the gradients as they are and passes scale and overflow to step().
-    _step_supports_amp_scaling = True
-
     _rule: ClassVar[int]
     #: How errors name the optimizer: a subclass of a user's has its fused class's.
     _name: ClassVar[str]
@@ -98,12 +105,7 @@ class FusedOptimizer(_Base):
     _torch_class: ClassVar[type[Optimizer]]
     #: Whether a subclass has an ``_init_group`` of its own, which torch's step asks.
     _prepares_groups: ClassVar[bool] = False
-    #: Why the last step was torch's own, None if it ran on the kernels.
-    _fallback_reason: str | None = None
-    #: The four below and what steps found; None where none of them was ever asked for.
-    _step_options: _C.StepOptions | None = None
-    #: Between parameters and averages, made by the first step or context.
-    _exchange: _C.Exchange | None = None
+    _fused: OwnState
 
     max_grad_norm = StepOption(at_least_0)
     skip_nonfinite = StepOption(yes_or_no)
@@ -119,7 +121,8 @@ class FusedOptimizer(_Base):
         ema_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        self._fused.sharded_by = constructed_by()
+        # Before the groups are made, which may not say otherwise.
         if max_grad_norm is not None:
             self.max_grad_norm = max_grad_norm
         if skip_nonfinite is not False:
@@ -128,6 +131,12 @@ class FusedOptimizer(_Base):
             self.zero_grads = zero_grads
         if ema_decay is not None:
             self.ema_decay = ema_decay
+        super().__init__(*args, **kwargs)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Self":
+        optimizer = super().__new__(cls)
+        optimizer._fused = OwnState()
+        return optimizer
 
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -170,14 +179,39 @@ class FusedOptimizer(_Base):
     def grad_norm(self) -> Tensor | None:
         """With ``max_grad_norm``: the norm of the last step's gradients before clipping, float64 of
         no dimensions on the first gradient's device. None before the first step."""
-        return None if self._step_options is None else self._step_options.grad_norm
+        return self._fused.options.grad_norm
 
     @property
     def skipped_steps(self) -> Tensor:
         """How many steps ``skip_nonfinite`` has skipped, and AMP beside it: int64 of no dimensions
         on the first gradient's device."""
-        counted = None if self._step_options is None else self._step_options.skipped_steps
+        counted = self._fused.options.skipped_steps
         return torch.zeros((), dtype=torch.int64) if counted is None else counted
+
+    @property
+    def fallback_reason(self) -> str | None:
+        """Why the last step was torch's own implementation; None if it ran on the kernels, and
+        before the first step.
+
+        The first step of an optimizer that goes that way for a reason that its user may not expect
+        warns (UserWarning), and with ``FUSED_OPTIM_STRICT=1`` in the environment each of them is a
+        RuntimeError. Expected are what was asked for (``foreach=True``, ``fused=False``,
+        ``differentiable=True``, ``torch.compile``) and what torch has no kernel for either (sparse
+        gradients, the meta device).
+        """
+        return self._fused.fallback_reason
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether GradScaler leaves the gradients as they are and passes scale and overflow to
+        step(): as in torch only where it was asked for, by ``fused=True`` or a step option."""
+        if self._fused.supports_amp_scaling is not None:
+            return self._fused.supports_amp_scaling
+        return self._fused.has_options
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        self._fused.supports_amp_scaling = value  # torch's constructors do, for fused=True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs a single optimization step.
@@ -194,52 +228,60 @@ class FusedOptimizer(_Base):
         """
         if not torch.compiler.is_compiling():
             return self._step(closure)
-        if self._step_options is None:
+        if not self._fused.has_options:
             return self._torch_step(self, closure)
         return self._untraced_step(closure)
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        if self._exchange is None:
-            self._exchange = _C.Exchange()
-        elif self._exchange.is_active:
+        fused = self._fused
+        if fused.exchange.is_active:
             raise RuntimeError("step() inside ema_parameters(): the averages would be trained")
-        defaults = self.defaults
-        if "capturable" in defaults and torch.cuda.is_initialized():
+        if "capturable" in self.defaults and torch.cuda.is_initialized():
             # CUDA graphs are for optimizers whose groups say capturable=True: torch's own check.
-            self._accelerator_graph_capture_health_check()
+            getattr(self, _GRAPH_CHECK)()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # The constructor's flags, not the groups': a checkpoint overwrites those.
-        if (
+        if fused.options.needs_norm:
+            check_norm_is_whole(self)
+        if self._asks_for_torchs_step():
+            note(self, ASKED_FOR)
+            with fused.exchange:
+                torch_step(self, default_implementation=False)
+            return loss
+        fallback = self._step_on_kernels()
+        if fallback is not None or fused.fallback_reason is not None:
+            note(self, fallback)
+        if fallback is not None:
+            with fused.exchange:
+                torch_step(self, default_implementation=True)
+        return loss
+
+    def _asks_for_torchs_step(self) -> bool:
+        """By the constructor's flags, not the groups': a checkpoint overwrites those."""
+        defaults = self.defaults
+        return bool(
             defaults.get("foreach")
             or defaults.get("fused") is False
             or defaults.get("differentiable")
-        ):
-            self._fallback_reason = "foreach=True, fused=False or differentiable=True was asked for"
-            with self._exchange:
-                torch_step(self, default_implementation=False)
-            return loss
-        reason: str | None = "an _init_group of its own prepares torch's step"
-        if not self._prepares_groups and "_init_group" not in self.__dict__:
-            reason = _C.step(
-                self._rule,
-                self._name,
-                self.param_groups,
-                self.state,
-                getattr(self, "grad_scale", None),
-                getattr(self, "found_inf", None),
-                self._step_options,
-                self._exchange,
-            )
-        if reason != self._fallback_reason:
-            self._fallback_reason = reason
-            _log.debug("%s steps with %s", type(self).__name__, reason or "the fused kernels")
-        if reason is not None:
-            with self._exchange:
-                torch_step(self, default_implementation=True)
-        return loss
+        )
+
+    def _step_on_kernels(self) -> Fallback | None:
+        """Does the step, or says why torch's own has to."""
+        if self._prepares_groups or "_init_group" in self.__dict__:
+            return OWN_INIT_GROUP
+        found = _C.step(
+            self._rule,
+            self._name,
+            self.param_groups,
+            self.state,
+            getattr(self, "grad_scale", None),
+            getattr(self, "found_inf", None),
+            self._fused.options,
+            self._fused.exchange,
+        )
+        return None if found is None else Fallback(*found)
 
     @torch._disable_dynamo
     def _untraced_step(self, closure: Callable[[], Any] | None) -> Any:
@@ -261,39 +303,41 @@ class FusedOptimizer(_Base):
                 be written, or shares memory with another one or a parameter. On leaving, naming
                 the parameters, if some could not be given their values back; all others have them.
         """
-        if self._exchange is None:
-            self._exchange = _C.Exchange()
-        return _EmaParameters(self, self._exchange)
+        return EmaParameters(self)
 
-    def _find_averages(self) -> list[tuple[int, int, Tensor, Any]]:
-        found = {
-            p: (number, index, p, self.state[p]["ema"])
-            for number, group in enumerate(self.param_groups)
-            for index, p in enumerate(group["params"])
-            if "ema" in self.state.get(p, {})
-        }
-        if not found and self.ema_decay is None:
-            raise RuntimeError("ema_parameters(): the optimizer was not given an ema_decay")
-        return list(found.values())
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group, as torch does.
+
+        Args:
+            param_group (dict): ``params`` and what is this group's own.
+
+        Raises:
+            ValueError: for step options, which are not a group's but the optimizer's.
+        """
+        if isinstance(param_group, dict):
+            remove_step_options(param_group, self, f"group {len(self.param_groups)}")
+        super().add_param_group(param_group)
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        options = set_options(self._fused.options)
+        lines = "".join(f"    {name}: {value}\n" for name, value in options.items())
+        return f"{text.removesuffix(')')}Step options\n{lines})" if options else text
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        if self._step_options is not None:
-            names = (name for name in dir(_C.StepOptions) if not name.startswith("_"))
-            state["_step_options"] = {name: getattr(self._step_options, name) for name in names}
-        return state
+        return {**super().__getstate__(), "_step_options": self._fused.saved()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        options = state.get("_step_options")
         super().__setstate__({k: v for k, v in state.items() if k != "_step_options"})
-        if options is not None:
-            self._step_options = _C.StepOptions()
-            for name, value in options.items():
-                setattr(self._step_options, name, value)
+        if "_step_options" in state:
+            self._fused.restore(state["_step_options"])
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads the optimizer's state, as torch does but for one dtype.
+
+        Step options are this optimizer's own: none is loaded, and groups that hold any, as those
+        of ZeroRedundancyOptimizer do, must have the same.
 
         States of one element, such as NAdam's ``mu_product``, keep the dtype that they were saved
         in. torch gives them the parameter's: with bfloat16 parameters, a run that is continued
@@ -302,7 +346,10 @@ class FusedOptimizer(_Base):
         Args:
             state_dict (dict): what :meth:`state_dict` returned, here or in torch.
         """
-        super().load_state_dict(state_dict)
+        groups = [dict(group) for group in state_dict["param_groups"]]
+        for number, group in enumerate(groups):
+            remove_step_options(group, self, f"group {number} of the state dict")
+        super().load_state_dict({**state_dict, "param_groups": groups})
         saved_ids = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
         params = itertools.chain(*(group["params"] for group in self.param_groups))
         for (saved_id, param), name in itertools.product(

@@ -12,6 +12,7 @@ import marshal
 import os
 import pkgutil
 import sys
+from collections.abc import Callable
 from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec, SourceFileLoader, SourcelessFileLoader
 from types import CodeType, ModuleType, TracebackType
@@ -31,14 +32,37 @@ def run(path: str, arguments: list[str]) -> None:
     """
     fuse_process()
     sys.argv = [path, *arguments]
+    _run_as_main(lambda main: _load(os.path.join(os.getcwd(), path), main))
+
+
+def run_module(name: str, arguments: list[str]) -> None:
+    """Runs the module as ``python -m name arguments`` would, on fused optimizers.
+
+    Args:
+        name: of a module, or of a package with a module ``__main__``.
+        arguments: its own command-line arguments.
+    """
+    fuse_process()
+    sys.argv = ["-m", *arguments]
+    if not _is_safe_path():
+        # `python -m fused_optim` has put the working directory there, `fused-optim` its own folder.
+        sys.path[0] = os.getcwd()
+    _run_as_main(lambda main: _load_module(name, main))
+
+
+def _run_as_main(load: Callable[[ModuleType], CodeType]) -> None:
     main = sys.modules["__main__"] = _new_main()
     try:
-        exec(_load(os.path.join(os.getcwd(), path), main), vars(main))
+        exec(load(main), vars(main))
     except SystemExit:
         raise
     except BaseException:
         _show_only_the_scripts_frames()
         raise
+
+
+def _is_safe_path() -> bool:
+    return bool(getattr(sys.flags, "safe_path", sys.flags.isolated))  # Python 3.10 has only -I
 
 
 def _new_main() -> ModuleType:
@@ -52,7 +76,7 @@ def _new_main() -> ModuleType:
 
 def _load(path: str, main: ModuleType) -> CodeType:
     """Returns the code at an absolute path; ``main`` and sys.path are as it expects them."""
-    safe_path = getattr(sys.flags, "safe_path", sys.flags.isolated)  # Python 3.10 has only -I
+    safe_path = _is_safe_path()
     if not safe_path:
         del sys.path[0]  # the working directory, which `python -m` put there
     finder = pkgutil.get_importer(path)
@@ -78,9 +102,28 @@ def _load_file(path: str, main: ModuleType) -> CodeType:
     return compile(content, path, "exec", dont_inherit=True)
 
 
-def _load_from_folder(path: str, spec: ModuleSpec | None, main: ModuleType) -> CodeType:
-    if spec is None or spec.loader is None:
-        _exit(1, f"can't find '__main__' module in {path!r}")
+def _load_module(name: str, main: ModuleType) -> CodeType:
+    """Returns the code of a module, or of a package's ``__main__``."""
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            name += ".__main__"
+            spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as error:
+        _exit(1, f"error while finding module {name!r}: {type(error).__name__}: {error}")
+    if spec is None:
+        _exit(1, f"no module named {name}")
+    loader = spec.loader
+    code = loader.get_code(name) if isinstance(loader, InspectLoader) else None
+    if code is None:
+        _exit(1, f"no code object available for {name}")
+    _become(main, spec)
+    sys.argv[0] = spec.origin or name
+    return code
+
+
+def _become(main: ModuleType, spec: ModuleSpec) -> None:
+    """Gives ``main`` what an import would give the module of this spec."""
     vars(main).update(
         __package__=spec.parent,
         __loader__=spec.loader,
@@ -88,6 +131,12 @@ def _load_from_folder(path: str, spec: ModuleSpec | None, main: ModuleType) -> C
         __file__=spec.origin,
         __cached__=spec.cached,
     )
+
+
+def _load_from_folder(path: str, spec: ModuleSpec | None, main: ModuleType) -> CodeType:
+    if spec is None or spec.loader is None:
+        _exit(1, f"can't find '__main__' module in {path!r}")
+    _become(main, spec)
     # Loaders of folders and zip files have get_code, and what they find has code.
     return cast(CodeType, cast(InspectLoader, spec.loader).get_code("__main__"))
 

@@ -5,11 +5,31 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fused_optim import _C
+from fused_optim.shards import refuse_norm_of_a_shard
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["StepOption", "at_least_0", "between_0_and_1", "yes_or_no"]
+__all__ = [
+    "STEP_OPTIONS",
+    "StepOption",
+    "at_least_0",
+    "between_0_and_1",
+    "remove_step_options",
+    "set_options",
+    "yes_or_no",
+]
+
+#: The options and what each of them is where nothing is asked for.
+STEP_OPTIONS: dict[str, Any] = {
+    "max_grad_norm": None,
+    "skip_nonfinite": False,
+    "zero_grads": False,
+    "ema_decay": None,
+}
+
+#: Those that need the norm of all gradients.
+_OF_THE_NORM = ("max_grad_norm", "skip_nonfinite")
 
 
 class StepOption:
@@ -28,13 +48,42 @@ class StepOption:
     def __get__(self, optimizer: "FusedOptimizer | None", owner: type | None = None) -> Any:
         if optimizer is None:
             return self
-        return getattr(optimizer._step_options or _C.StepOptions(), self.name)
+        return getattr(optimizer._fused.options, self.name)
 
     def __set__(self, optimizer: "FusedOptimizer", value: Any) -> None:
         value = self.check(self.name, value)
-        if optimizer._step_options is None:
-            optimizer._step_options = _C.StepOptions()
-        setattr(optimizer._step_options, self.name, value)
+        fused = optimizer._fused
+        if self.name in _OF_THE_NORM and value != STEP_OPTIONS[self.name]:
+            refuse_norm_of_a_shard(optimizer, self.name)
+        setattr(fused.options, self.name, value)
+        fused.has_options = fused.options.any
+
+
+def set_options(options: _C.StepOptions) -> dict[str, Any]:
+    """The options that ask for something, with their values."""
+    values = {name: getattr(options, name) for name in STEP_OPTIONS}
+    return {name: value for name, value in values.items() if value != STEP_OPTIONS[name]}
+
+
+def remove_step_options(group: dict[str, Any], optimizer: "FusedOptimizer", what: str) -> None:
+    """Takes step options that say what the optimizer's own say out of a parameter group.
+
+    Wrappers (ZeroRedundancyOptimizer) hand the constructor's arguments down into every group.
+
+    Raises:
+        ValueError: for others, which no step would look at.
+    """
+    names = STEP_OPTIONS.keys() & group.keys()
+    for name in names:
+        own = getattr(optimizer._fused.options, name)
+        if group[name] != own:
+            raise ValueError(
+                f"fused_optim.{optimizer._name}: {what} has {name}={group[name]!r}, but {name} is "
+                f"the whole optimizer's, where it is {own!r}: give it to the constructor, or set "
+                f"optimizer.{name}"
+            )
+    for name in names:
+        del group[name]
 
 
 def _number_from(low: float, high: float, name: str, value: Any) -> float | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fused_optim import _C
+from fused_optim.torch_checks import check_for_torch
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -23,16 +24,23 @@ def torch_step(optimizer: "FusedOptimizer", default_implementation: bool) -> Non
     """Steps with the torch class's implementation.
 
     Args:
-        optimizer: its ``_step_options``, ``grad_scale`` and ``found_inf`` are honoured.
+        optimizer: its step options, ``grad_scale`` and ``found_inf`` are honoured.
         default_implementation (bool): let torch choose among its implementations instead of what
             the groups say: its fused kernels check no layouts.
+
+    Raises:
+        Exception: before anything has changed, for what :func:`check_for_torch` finds.
     """
-    options = optimizer._step_options or _C.StepOptions()
+    options = optimizer._fused.options
     params = [p for group in optimizer.param_groups for p in group["params"]]
+    if optimizer.defaults.get("fused") and any(p.is_meta for p in params):
+        default_implementation = False  # which is an error, in torch's words
+    reset_flags = ("foreach", "fused") if default_implementation else ()
+    check_for_torch(optimizer, reset_flags)
     is_done, grads = _decide(optimizer, params, options)
     if is_done:
         joining = _values_of_joining(optimizer, params) if options.ema_decay is not None else {}
-        _step_on(grads, optimizer, params, default_implementation)
+        _step_on(grads, optimizer, params, reset_flags)
         if options.ema_decay is not None:
             _average(optimizer, params, joining, 1 - options.ema_decay)
     if options.zero_grads:
@@ -70,19 +78,18 @@ def _step_on(
     grads: list[Tensor | None] | None,
     optimizer: "FusedOptimizer",
     params: list[Tensor],
-    default_implementation: bool,
+    reset_flags: tuple[str, ...],
 ) -> None:
     """torch's own step, with these gradients in the place of the parameters' own, without AMP's
-    attributes and, if asked, without the groups' choice of implementation.
+    attributes and without these flags of the groups.
 
     What is put away for it comes back whatever happens. Each list of it does in one call into C,
     as a signal handler (Ctrl-C) could run between two calls.
     """
     own = optimizer.__dict__
     amp: dict[str, Any] = {name: own[name] for name in ("grad_scale", "found_inf") if name in own}
-    flags = ("foreach", "fused") if default_implementation else ()
     groups = optimizer.param_groups
-    asked = [{name: group[name] for name in flags if name in group} for group in groups]
+    asked = [{name: group[name] for name in reset_flags if name in group} for group in groups]
     places: list[dict[str, Any]] = [own, *groups]
     put_away: list[dict[str, Any]] = [amp, *asked]
     grads_before = [p.grad for p in params]

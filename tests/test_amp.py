@@ -33,7 +33,7 @@ def test_grad_scale(case, maximize):
         ours.grad_scale, ours.found_inf = torch.tensor(3.0), torch.tensor(0.0)
         ours.step()
         theirs.step()
-    assert ours._fallback_reason is None
+    assert ours.fallback_reason is None
     assert_same_values(params, other)
     assert_same_state(ours, theirs)
 
@@ -60,18 +60,26 @@ def test_any_nonzero_found_inf_skips(case, first, found_inf):
     assert_unchanged(optimizer, before)
 
 
+#: Ways to ask for the scale inside the step: as in torch, or by a step option.
+ASKED_FOR = [{"fused": True}, {"zero_grads": True}, {"skip_nonfinite": True}]
+
+
 @pytest.mark.parametrize("path", ["kernels", "torch"])
+@pytest.mark.parametrize("asked", [{}, *ASKED_FOR], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_grad_scaler(case, path):
-    """20 scaled steps, some overflowing, against torch's optimizer that GradScaler unscales."""
+def test_grad_scaler(case, asked, path):
+    """20 scaled steps, some overflowing, against torch's optimizer that GradScaler unscales. So it
+    does ours, unless scaling inside the step is asked for."""
     cls, options = case
+    if "fused" in asked and "fused" not in cls(make_params([(1,)])).defaults:
+        pytest.skip("torch's constructor has no such flag")
     params = make_params([(6, 4)], torch.float64)
     if path == "torch":
         wide = torch.zeros(6, 8, dtype=torch.float64)
         wide[:, 2:6] = params[0].detach()
         params = [wide[:, 2:6].detach().requires_grad_()]
     other = [torch.nn.Parameter(params[0].detach().clone().contiguous())]
-    ours, theirs = cls(params, **options), TORCH[cls](other, foreach=False, **options)
+    ours, theirs = cls(params, **options, **asked), TORCH[cls](other, foreach=False, **options)
     scalers = [grad_scaler(init_scale=64.0, growth_interval=4) for _ in range(2)]
     for i in range(20):
         factor = torch.randn(6, 4, dtype=torch.float64)
@@ -81,21 +89,25 @@ def test_grad_scaler(case, path):
         for p, optimizer, scaler in pairs:
             optimizer.zero_grad()
             scaler.scale((p * factor).sum()).backward()
-            grad = p.grad.clone()
+            scaled = p.grad.clone()
             scaler.step(optimizer)
-            if optimizer is ours:
-                assert torch.equal(p.grad, grad)
             scaler.update()
+            if optimizer is ours and asked:
+                left = torch.zeros_like(scaled) if "zero_grads" in asked else scaled
+                assert torch.equal(p.grad, left)
+        if not asked:
+            assert torch.equal(params[0].grad, other[0].grad)  # unscaled, as in torch
     assert scalers[0].get_scale() == scalers[1].get_scale()
-    assert (ours._fallback_reason is None) == (path == "kernels")
+    assert (ours.fallback_reason is None) == (path == "kernels")
     assert not hasattr(ours, "grad_scale") and not hasattr(ours, "found_inf")
     assert_same_values(params, other)
 
 
-def test_unscaled_and_clipped_by_the_user(optimizer_class):
+@pytest.mark.parametrize("asked", [{}, {"skip_nonfinite": True}], ids=str)
+def test_unscaled_and_clipped_by_the_user(optimizer_class, asked):
     params = make_params([(6,)], torch.float64)
     other = copies(params)
-    ours, theirs = optimizer_class(params), TORCH[optimizer_class](other, foreach=False)
+    ours, theirs = optimizer_class(params, **asked), TORCH[optimizer_class](other, foreach=False)
     for p, optimizer in ((params[0], ours), (other[0], theirs)):
         scaler = grad_scaler(init_scale=64.0)
         for _ in range(5):
@@ -105,7 +117,7 @@ def test_unscaled_and_clipped_by_the_user(optimizer_class):
             torch.nn.utils.clip_grad_norm_([p], 0.5)
             scaler.step(optimizer)
             scaler.update()
-    assert ours._fallback_reason is None
+    assert ours.fallback_reason is None
     assert_same_values(params, other)
 
 

@@ -382,7 +382,7 @@ def test_our_steps_run_on_the_kernels():
             )
             built.step()
             if implementation.name == peers.OURS:
-                assert built._fallback_reason is None
+                assert built.fallback_reason is None
             else:
                 assert not hasattr(built, "_rule")
 

@@ -1,5 +1,7 @@
 """fuse(), replacing torch.optim's own classes, and `python -m fused_optim info`."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -57,7 +59,7 @@ def test_fuse_keeps_object_state_and_numbers(case, implementation):
         for scheduler in schedulers:  # warns if it doesn't see the optimizer's step
             scheduler.step()
     assert len(calls) == 6
-    assert optimizer._fallback_reason is None
+    assert optimizer.fallback_reason is None
     # torch's foreach ASGD computes eta in float32: 1e-8.
     tolerance = 1e-7 if implementation.get("foreach") and cls is fused_optim.ASGD else 1e-12
     assert_same_values(params, other, tolerance, tolerance)
@@ -66,11 +68,88 @@ def test_fuse_keeps_object_state_and_numbers(case, implementation):
 
 
 def test_fuse_reports_what_it_cannot():
-    params = make_params([(3,)])
     names = ", ".join(cls.__name__ for cls in FUSED)
-    for optimizer in (torch.optim.LBFGS(params), type("Mine", (torch.optim.Adam,), {})(params)):
-        with pytest.raises(TypeError, match=rf"no fused counterpart; these have one: {names}"):
-            fused_optim.fuse(optimizer)
+    with pytest.raises(TypeError, match=rf"no fused counterpart; these have one: {names}"):
+        fused_optim.fuse(torch.optim.LBFGS(make_params([(3,)])))
+
+
+class Logged(torch.optim.AdamW):
+    """A user's class with all but a step of its own."""
+
+    def __init__(self, params, *, tag, **options):
+        super().__init__(params, **options)
+        self.tag = tag
+
+    def zero_grad(self, set_to_none=True):
+        self.zeroed = True
+        super().zero_grad(set_to_none)
+
+    def describe(self):
+        return f"{self.tag}: {len(self.param_groups)}"
+
+
+class OwnStep(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class OwnGroups(torch.optim.Adam):
+    def _init_group(self, *arguments):
+        return super()._init_group(*arguments)
+
+
+def copied_by_pickle(optimizer):
+    return pickle.loads(pickle.dumps(optimizer))
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_fuse_takes_a_subclass_that_leaves_the_step_alone(hooked, monkeypatch):
+    if hooked:  # as torch's constructor leaves it where the subclass is the first to be constructed
+        wrapped = torch.optim.Optimizer.profile_hook_step(torch.optim.AdamW.step)
+        monkeypatch.setattr(Logged, "step", wrapped, raising=False)
+        wrapped.hooked = True
+    params = make_params([(5,), (2, 3)])
+    other = copies(params)
+    optimizer, theirs = Logged(params, tag="a"), torch.optim.AdamW(other, foreach=False)
+    calls = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    assert fused_optim.fuse(optimizer) is optimizer
+    assert isinstance(optimizer, Logged) and isinstance(optimizer, fused_optim.AdamW)
+    assert type(optimizer).__name__ == "Logged" and optimizer.describe() == "a: 1"
+    optimizer.max_grad_norm = 1e9
+    for seed in range(3):
+        set_grads(params, other, seed=seed)
+        optimizer.step()
+        theirs.step()
+        optimizer.zero_grad()
+    assert optimizer.fallback_reason is None and optimizer.zeroed and len(calls) == 3
+    assert_same_values(params, other, 1e-6, 1e-6)
+    for copied in (copy.deepcopy(optimizer), copied_by_pickle(optimizer)):
+        assert type(copied) is type(optimizer) and copied.max_grad_norm == 1e9
+        copied.step()
+        assert copied.fallback_reason is None
+    assert fused_optim.fuse(optimizer) is optimizer
+    assert not isinstance(Logged(params, tag="b"), fused_optim.AdamW)
+
+
+@pytest.mark.parametrize(
+    "cls, part", [(OwnStep, "step"), (OwnGroups, "_init_group")], ids=["step", "groups"]
+)
+def test_fuse_refuses_a_subclass_with_a_step_of_its_own(cls, part):
+    optimizer = cls(make_params([(3,)]), lr=0.1)
+    with pytest.raises(TypeError, match=f"{cls.__name__} has no fused counterpart: .* {part} of"):
+        fused_optim.fuse(optimizer)
+    assert type(optimizer) is cls
+
+
+def test_fuse_resets_the_flags_of_what_is_fused_already():
+    params = make_params([(3,)])
+    for flags in ({"foreach": True}, {"fused": True}, {"fused": False}):
+        optimizer = fused_optim.fuse(fused_optim.AdamW(params, **flags))
+        assert optimizer.defaults["foreach"] is None and optimizer.defaults["fused"] is None
+        set_grads(params, seed=0)
+        optimizer.step()
+        assert optimizer.fallback_reason is None
 
 
 def test_fused_scheduled_optimizer_is_not_kept_alive():
@@ -97,6 +176,72 @@ def test_info():
         assert word in result.stdout
     for cls in FUSED:
         assert f"{cls.__name__} " in result.stdout
+
+
+FACTORY = """
+import torch
+
+def dense():
+    return torch.optim.AdamW([torch.ones(3, requires_grad=True)])
+
+def several():
+    wide = torch.ones(4, 6)[:, 1:3].detach().requires_grad_()
+    return [torch.optim.SGD([wide], lr=0.1), torch.optim.LBFGS([wide])]
+
+def model():
+    return torch.nn.Linear(2, 2)
+
+if __name__ == "__main__":
+    for optimizer in (dense(), *several()):
+        for _ in range(2):
+            for p in optimizer.param_groups[0]["params"]:
+                p.grad = torch.ones_like(p)
+            optimizer.step(lambda: torch.zeros(()))
+"""
+
+
+def test_info_of_a_factory(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(FACTORY)
+    info = ("-m", "fused_optim", "info")
+    result = command(*info, f"{script}:dense")
+    assert result.stdout == "AdamW: would fuse\n", result.stderr
+    first, second = command(*info, f"{script}:several").stdout.splitlines()
+    assert first == "SGD: would take torch's own step: a parameter is not dense in memory"
+    assert second.startswith("LBFGS: would not fuse: torch.optim.lbfgs.LBFGS has no fused")
+    for wrong, what in (("model", "returned Linear, no optimizer"), ("none", "no function 'none'")):
+        result = command(*info, f"{script}:{wrong}")
+        assert result.returncode == 1 and what in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    result = command(*info, f"{tmp_path}/nothing.py:f")
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+
+
+def test_info_of_a_script(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(FACTORY)
+    result = command("-m", "fused_optim", "info", str(script))
+    assert result.returncode == 0, result.stderr
+    said = [line for line in result.stderr.splitlines() if line.startswith("fused_optim: ")]
+    assert said == [
+        "fused_optim: AdamW: 2 steps on the fused kernels",
+        "fused_optim: SGD: 2 steps by torch's own: a parameter is not dense in memory",
+        "fused_optim: LBFGS: 2 steps by torch's own: torch.optim.lbfgs has no fused counterpart",
+    ]
+
+
+def test_would_fuse_changes_nothing(optimizer_class):
+    from fused_optim.would_fuse import why_not
+
+    params = make_params([(5,), (2, 3)])
+    params[1].grad = torch.ones(2, 3)
+    values = [p.detach().clone() for p in params]
+    optimizer = optimizer_class(params, max_grad_norm=0.1, zero_grads=True, ema_decay=0.9)
+    state = {p: dict(s) for p, s in optimizer.state.items()}
+    assert why_not(optimizer) is None
+    assert params[0].grad is None and torch.equal(params[1].grad, torch.ones(2, 3))
+    assert {p: dict(s) for p, s in optimizer.state.items()} == state
+    assert all(map(torch.equal, params, values))
 
 
 def test_classes_survive_a_rebinding_of_torchs_names():

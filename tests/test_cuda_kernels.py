@@ -45,7 +45,7 @@ def kernel_step(optimizer, blocks, threads, grad_scale=None, found_inf=None):
         optimizer.state,
         grad_scale,
         found_inf,
-        optimizer._step_options,
+        optimizer._fused.options,
         blocks,
         threads,
     )

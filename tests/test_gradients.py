@@ -164,7 +164,7 @@ def test_expanded_and_shared_gradients(optimizer_class):
             p.grad = grad
         ours.step()
         theirs.step()
-    assert ours._fallback_reason is None
+    assert ours.fallback_reason is None
     assert_same_values(params, other)
     assert_same_state(ours, theirs)
 

@@ -34,7 +34,7 @@ def run(params, other, ours, theirs, steps=5, between=lambda i: None):
         ours.step()
         theirs.step()
         between(i)
-    assert ours._fallback_reason is None
+    assert ours.fallback_reason is None
     assert_same_values(params, other)
     assert_same_state(ours, theirs)
 
@@ -139,7 +139,7 @@ def test_mixed_dtypes_in_one_group(optimizer_class):
         one.step()
         for optimizer in each:
             optimizer.step()
-    assert one._fallback_reason is None
+    assert one.fallback_reason is None
     assert_same_values(together, alone, rtol=0, atol=0)
 
 

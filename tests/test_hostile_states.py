@@ -105,7 +105,7 @@ def test_generated_states(cls, data):
     try:
         ours.step()
     except Exception:
-        if ours._fallback_reason is None:
+        if ours.fallback_reason is None:
             assert_unchanged(ours, before)
     assert memory.is_intact_around()
     try:

@@ -188,7 +188,7 @@ optimizer = fused_optim.SGD([w])
 optimizer.step()
 before = reset_peak()
 optimizer.step()
-assert optimizer._fallback_reason is None
+assert optimizer.fallback_reason is None
 print(peak() - before)
 """
     result = python(PEAK_MEMORY + code)

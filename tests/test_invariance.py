@@ -36,7 +36,7 @@ def run(case, dtype, *, offset=0, one_by_one=False, steps=3):
             p.grad = values(p.numel(), dtype, 1000 + seed)
         for optimizer in optimizers:
             optimizer.step()
-            assert optimizer._fallback_reason is None
+            assert optimizer.fallback_reason is None
     states = [v for o in optimizers for s in o.state.values() for v in s.values()]
     return [p.detach().clone() for p in params] + states
 

@@ -69,7 +69,7 @@ def test_repeated_parameters_get_torchs_step(optimizer_class, shape, times):
         p.grad, q.grad = torch.ones(shape), torch.ones(shape)
         ours.step()
         theirs.step()
-    assert ours._fallback_reason is not None
+    assert ours.fallback_reason is not None
     assert_same_values([p], [q], rtol=1e-6, atol=1e-6)
     assert_same_state(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -237,7 +237,7 @@ def test_no_memory_for_new_state():
         try:
             testcapi.set_nomemory(count, count + 1)
             try:
-                reason = _C.step(*arguments, optimizer._step_options, None)
+                reason = _C.step(*arguments, optimizer._fused.options, None)
             finally:
                 testcapi.remove_mem_hooks()
         except (MemoryError, RuntimeError):
@@ -352,7 +352,7 @@ def test_keys_that_run_code(optimizer_class, where):
     key.function = lambda: drop_gradients(params)
     with contextlib.suppress(Exception):  # torch's own step may well trip over this
         optimizer.step()
-    assert "key" in optimizer._fallback_reason
+    assert "key" in optimizer.fallback_reason
     assert all(p.isfinite().all() and p.abs().max() < 1e3 for p in params)
 
 
@@ -365,7 +365,7 @@ def test_keys_that_run_code_in_states_of_nobody():
     optimizer.state["other"] = {key: 1}
     key.function = lambda: pytest.fail("was compared")
     optimizer.step()
-    assert optimizer._fallback_reason is None
+    assert optimizer.fallback_reason is None
 
 
 @pytest.mark.parametrize("resize", [True, False])
@@ -550,7 +550,7 @@ def test_results_of_steps_are_tensors():
     p.grad = torch.ones(3)
     optimizer = fused_optim.SGD([p], skip_nonfinite=True)
     for wrong in (torch.zeros(0, dtype=torch.int64), torch.zeros((), dtype=torch.int32)):
-        optimizer._step_options.skipped_steps = wrong
+        optimizer._fused.options.skipped_steps = wrong
         with pytest.raises(RuntimeError, match="skipped_steps is no int64"):
             optimizer.step()
 
@@ -566,7 +566,7 @@ def test_arrays_that_overlap_under_different_storages(optimizer_class, states):
     optimizer = optimizer_class(params, **all_options(optimizer_class))
     optimizer.step()
     if states:
-        assert optimizer._fallback_reason is None
+        assert optimizer.fallback_reason is None
         keys = [k for k, v in optimizer.state[params[0]].items() if v.shape == (100,)]
         if not keys:
             pytest.skip("no state")
@@ -574,7 +574,7 @@ def test_arrays_that_overlap_under_different_storages(optimizer_class, states):
             optimizer.state[p][keys[0]] = value
         set_grads(params, seed=1)
         optimizer.step()
-    assert "overlap" in optimizer._fallback_reason
+    assert "overlap" in optimizer.fallback_reason
 
 
 @pytest.mark.skipif(on_cuda(), reason="NumPy's memory is the host's")
@@ -584,7 +584,7 @@ def test_arrays_that_are_apart_run_on_the_kernels(optimizer_class):
     set_grads(params, seed=0)
     optimizer = optimizer_class(params)
     optimizer.step()
-    assert optimizer._fallback_reason is None
+    assert optimizer.fallback_reason is None
 
 
 @pytest.mark.process

@@ -222,7 +222,7 @@ def test_run_replaces_every_way_of_naming_a_class(tmp_path):
             w.sum().backward()
             optimizer.step()
             assert isinstance(torch.optim.AdamW([w]), torch.optim.Adam)
-            print(type(optimizer).__module__, optimizer._fallback_reason, beside.value)
+            print(type(optimizer).__module__, optimizer.fallback_reason, beside.value)
             """
         )
     )
@@ -308,3 +308,53 @@ def test_a_fork_server_is_fused_where_the_script_asks_for_nothing(tmp_path):
     )
     result = command(*RUN, "script.py", cwd=tmp_path)
     assert result.stdout.split() == ["__mp_main__", "fused_optim.adam"], result.stderr
+
+
+def test_a_module_as_python_runs_it(tmp_path):
+    """`run -m package.module`, and a package's ``__main__``, with what Python tells them."""
+    write(tmp_path / "package/__init__.py", "import sys; print('package', sys.argv[0])")
+    write(tmp_path / "package/module.py", PROBE)
+    write(tmp_path / "package/__main__.py", "print(__name__, __spec__.name, __package__)")
+    write(tmp_path / "beside.py", "")
+    for name in ("package.module", "package"):
+        assert_same_as_python("-m", name, "--epochs", "3", "-m", "x", cwd=tmp_path)
+
+
+def test_a_modules_optimizers_are_fused(tmp_path):
+    write(
+        tmp_path / "package/train.py",
+        """
+        import torch
+        print(torch.optim.Adam.__module__)
+        """,
+    )
+    assert command(*RUN, "-m", "package.train", cwd=tmp_path).stdout == "fused_optim.adam\n"
+
+
+def test_what_cannot_be_run_is_one_line(tmp_path):
+    write(tmp_path / "package/__init__.py", "")
+    cases = [("missing.py",), ("-m", "missing"), ("-m", "package"), ("-m", "missing.module")]
+    for arguments in cases:
+        result = command(*RUN, *arguments, cwd=tmp_path)
+        assert result.returncode in (1, 2)
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("python -m fused_optim run: ") and arguments[-1] in line
+
+
+def test_children_of_a_module_are_fused(tmp_path):
+    write(
+        tmp_path / "package/train.py",
+        """
+        import multiprocessing
+        import torch
+
+        def child():
+            print(torch.optim.Adam.__module__)
+
+        if __name__ == "__main__":
+            process = multiprocessing.get_context("spawn").Process(target=child)
+            process.start()
+            process.join()
+        """,
+    )
+    assert command(*RUN, "-m", "package.train", cwd=tmp_path).stdout == "fused_optim.adam\n"

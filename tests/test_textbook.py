@@ -27,7 +27,7 @@ def train(optim, model_factory, data, loss_function, make_optimizer, epochs):
             optimizer.step()
             losses.append(loss.detach())
     if optim is fused_optim:
-        assert optimizer._fallback_reason is None
+        assert optimizer.fallback_reason is None
     return torch.stack(losses), [p.detach() for p in model.parameters()]
 
 

@@ -40,7 +40,7 @@ def test_gradient_strides_unlike_the_parameters(optimizer_class):
     ours = optimizer_class([param])
     ours.step()
     TORCH[optimizer_class]([twin], foreach=False).step()
-    assert ours._fallback_reason is None
+    assert ours.fallback_reason is None
     assert_same_values([param], [twin])
 
 

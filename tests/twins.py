@@ -154,7 +154,7 @@ class Twins:
         assert_same_state(self.ours, self.theirs, rtol, atol)
 
     def assert_fused(self):
-        assert self.ours._fallback_reason is None
+        assert self.ours.fallback_reason is None
 
 
 def assert_same_values(ours, theirs, rtol=1e-12, atol=1e-12):

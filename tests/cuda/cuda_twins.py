@@ -63,5 +63,5 @@ class CudaTwins:
             self.steps += 1
 
     def assert_same(self):
-        assert self.cuda._fallback_reason is None
+        assert self.cuda.fallback_reason is None
         assert_same(self.cuda, self.cpu)

@@ -32,7 +32,7 @@ def main():
                 optimizer.found_inf = torch.tensor(float(seed))
                 optimizer.step()
             fused_optim.clip_grad_norm_(params, 1.0)
-            assert optimizer._fallback_reason is None, optimizer._fallback_reason
+            assert optimizer.fallback_reason is None, optimizer.fallback_reason
     torch.cuda.synchronize()
     print(f"{len(CASES)} option sets stepped and clipped")
 

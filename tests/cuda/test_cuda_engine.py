@@ -118,7 +118,7 @@ def test_more_elements_than_32_bits_count():
     param.grad = torch.ones_like(param)
     optimizer = fused_optim.SGD([param], lr=0.5)
     optimizer.step()
-    assert optimizer._fallback_reason is None
+    assert optimizer.fallback_reason is None
     assert all((part == -0.5).all() for part in param.detach().split(2**28))
 
 

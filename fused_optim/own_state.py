@@ -1,0 +1,44 @@
+"""What a fused optimizer has beyond what its torch class has, in one object."""
+
+from typing import Any
+
+from fused_optim import _C
+from fused_optim.step_options import STEP_OPTIONS
+
+__all__ = ["OwnState"]
+
+#: What steps find, beside the options.
+_FOUND = ("grad_norm", "skipped_steps")
+
+
+class OwnState:
+    """Step options, what steps found, and how the last one was done.
+
+    An optimizer holds it from construction on and never another one: wrappers that copy or share
+    the optimizer's ``__dict__``, as Lightning's does, read and write the same.
+    """
+
+    def __init__(self) -> None:
+        self.options = _C.StepOptions()
+        #: Whether one of the options asks for something.
+        self.has_options = False
+        #: Between parameters and averages.
+        self.exchange = _C.Exchange()
+        #: Why the last step was torch's own; None if it ran on the kernels.
+        self.fallback_reason: str | None = None
+        self.has_warned = False
+        #: Whose rank's share of the parameters this is, None where it is all of them.
+        self.sharded_by: str | None = None
+        #: What was assigned to ``_step_supports_amp_scaling``, None for nothing.
+        self.supports_amp_scaling: bool | None = None
+
+    def saved(self) -> dict[str, Any]:
+        """What a copy or pickle of the optimizer keeps of it: options, findings, whose share."""
+        options = {name: getattr(self.options, name) for name in (*STEP_OPTIONS, *_FOUND)}
+        return {**options, "sharded_by": self.sharded_by}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.sharded_by = saved.get("sharded_by")
+        for name in saved.keys() - {"sharded_by"}:
+            setattr(self.options, name, saved[name])
+        self.has_options = self.options.any

@@ -1,0 +1,92 @@
+"""Optimizers that hold a rank's share of the parameters refuse to clip or skip by its norm."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+import fused_optim
+
+WORLD = 2
+NEEDS_NORM = [{"max_grad_norm": 1.0}, {"skip_nonfinite": True}]
+
+
+def in_processes(check, tmp_path):
+    mp.spawn(_with_group, (check, f"file://{tmp_path}/store"), nprocs=WORLD)
+
+
+def _with_group(rank, check, store):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
+    try:
+        check()
+    finally:
+        dist.destroy_process_group()
+
+
+def model_with_gradients():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
+    model(torch.ones(3, 4)).sum().backward()
+    return model
+
+
+def check_zero():
+    model = model_with_gradients()
+    for options in NEEDS_NORM:
+        with pytest.raises(RuntimeError, match="within ZeroRedundancyOptimizer"):
+            ZeroRedundancyOptimizer(
+                model.parameters(), optimizer_class=fused_optim.AdamW, lr=0.1, **options
+            )
+    optimizer = ZeroRedundancyOptimizer(
+        model.parameters(), optimizer_class=fused_optim.AdamW, lr=0.1, zero_grads=True
+    )
+    with pytest.raises(RuntimeError, match="within ZeroRedundancyOptimizer"):
+        optimizer.optim.max_grad_norm = 1.0
+    optimizer.step()
+    assert optimizer.optim.fallback_reason is None
+    other = model_with_gradients()
+    torch.optim.AdamW(other.parameters(), lr=0.1, foreach=False).step()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def check_fsdp1():
+    for use_orig_params in (False, True):
+        plain = model_with_gradients()
+        plain.zero_grad()
+        model = FullyShardedDataParallel(
+            plain, device_id=torch.device("cpu"), use_orig_params=use_orig_params
+        )
+        optimizer = fused_optim.AdamW(model.parameters(), lr=0.1)
+        model(torch.ones(3, 4)).sum().backward()
+        optimizer.step()
+        before = [p.detach().clone() for p in model.parameters()]
+        model(torch.ones(3, 4)).sum().backward()
+        for options in NEEDS_NORM:
+            optimizer = fused_optim.AdamW(model.parameters(), lr=0.1, **options)
+            with pytest.raises(RuntimeError, match="FullyShardedDataParallel.clip_grad_norm_"):
+                optimizer.step()
+        assert not optimizer.state
+        for p, value in zip(model.parameters(), before, strict=True):
+            assert torch.equal(p.detach(), value)
+
+
+@pytest.mark.parametrize("check", [check_zero, check_fsdp1], ids=lambda check: check.__name__)
+def test_a_shares_norm_is_refused(check, tmp_path):
+    in_processes(check, tmp_path)
+
+
+def test_one_rank_has_all(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = model_with_gradients()
+        optimizer = ZeroRedundancyOptimizer(
+            model.parameters(), optimizer_class=fused_optim.SGD, lr=0.1, max_grad_norm=1e-3
+        )
+        optimizer.step()
+        assert optimizer.optim.grad_norm > 1e-3
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,116 @@
+"""torch's own step, too, changes nothing where it would fail: what it would trip over half way is
+found before it starts."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import Parameter
+from twins import CASES, TORCH, assert_unchanged, case_id, set_grads, snapshot
+
+import fused_optim
+import fused_optim._C as _C
+
+
+def on_torchs_path(cls, options, dtype=torch.float32):
+    """Two groups of parameters that are not dense, stepped once."""
+    params = [Parameter(torch.ones(4, 6, dtype=dtype)[:, i : i + 3]) for i in range(3)]
+    optimizer = cls([{"params": params[:2]}, {"params": params[2:]}], **options)
+    set_grads(params, seed=0)
+    optimizer.step()
+    set_grads(params, seed=1)
+    return optimizer, params
+
+
+def states_like_param(optimizer, param):
+    scalars = {name for name, _, is_scalar in _C.states(optimizer._rule) if is_scalar}
+    return [name for name in optimizer.state[param] if name not in scalars]
+
+
+WRONG = {
+    "has shape": lambda t: torch.zeros(4, 2, dtype=t.dtype),
+    "is on": lambda t: t.to("meta"),
+}
+
+
+@pytest.mark.parametrize("what", [*WRONG, "is missing"])
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_bad_state_of_the_last_parameter(case, what):
+    optimizer, params = on_torchs_path(*case)
+    for name in states_like_param(optimizer, params[2]):
+        state = optimizer.state[params[2]]
+        right = state[name]
+        if what == "is missing":
+            if "step" not in state:
+                continue  # SGD: torch makes a new buffer
+            del state[name]
+        else:
+            state[name] = WRONG[what](right)
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match=f"group 1, parameter 0: '{name}' {what}"):
+            optimizer.step()
+        assert_unchanged(optimizer, before)
+        state[name] = right
+    optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_states_of_another_dtype_get_torchs_answer(case, dtype):
+    """All of it or nothing: either as torch's step takes them, or its error before it starts."""
+    cls, options = case
+    optimizer, params = on_torchs_path(cls, options)
+    names = states_like_param(optimizer, params[2])
+    for name in names:
+        ours, others = on_torchs_path(cls, options)
+        theirs = TORCH[cls](
+            [{"params": [Parameter(p.detach().clone()) for p in others[:2]]},
+             {"params": [Parameter(p.detach().clone()) for p in others[2:]]}],
+            **options, foreach=False,
+        )  # fmt: skip
+        theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+        copied = [p for group in theirs.param_groups for p in group["params"]]
+        for p, q in zip(others, copied, strict=True):
+            q.grad = p.grad.clone()
+        for o, ps in ((ours, others), (theirs, copied)):
+            o.state[ps[2]][name] = o.state[ps[2]][name].to(dtype)
+        before = snapshot(ours)
+        try:
+            theirs.step()
+        except RuntimeError as error:
+            with pytest.raises(RuntimeError, match="group 1, parameter 0: ") as ours_error:
+                ours.step()
+            assert str(error) in str(ours_error.value)
+            assert_unchanged(ours, before)
+        else:
+            ours.step()
+            for p, q in zip(others, copied, strict=True):
+                torch.testing.assert_close(p.detach(), q.detach())
+
+
+def test_gradients_of_another_dtype():
+    """torch's AdamW fails on them, and would have stepped what comes before."""
+    optimizer, params = on_torchs_path(fused_optim.AdamW, {})
+    _C.set_grads([params[2]], [params[2].grad.double()])
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="group 1, parameter 0: .*dtype"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
+
+
+def test_sparse_gradients_of_the_last_group(optimizer_class):
+    dense = [Parameter(torch.ones(4, 3)) for _ in range(2)]
+    optimizer = optimizer_class([{"params": dense}, {"params": [Parameter(torch.ones(4, 3))]}])
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    set_grads(params, seed=0)
+    sparse = torch.zeros(4, 3)
+    sparse[1] = 1.0
+    params[2].grad = sparse.to_sparse(1)
+    before = snapshot(optimizer)
+    if optimizer_class.__name__ in ("SGD", "Adagrad"):
+        optimizer.step()
+        assert "sparse" in optimizer.fallback_reason
+        return
+    with pytest.raises(RuntimeError, match="group 1, parameter 0: .*sparse"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
