@@ -26,7 +26,7 @@ test-frameworks: $(VENV)/.installed $(FRAMEWORKS_VENV)/.torch
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(WHEELS) .
 	for wheel in $(WHEELS)/*.whl; do \
 	  $(FRAMEWORKS_VENV)/bin/pip install --quiet --force-reinstall --no-deps "$$wheel" && \
-	  $(FRAMEWORKS_VENV)/bin/pip install --quiet "$$wheel[frameworks]" || exit 1; done
+	  $(FRAMEWORKS_VENV)/bin/pip install --quiet "$$wheel[test,frameworks]" || exit 1; done
 	$(FRAMEWORKS_VENV)/bin/pytest tests/frameworks
 
 $(FRAMEWORKS_VENV)/.torch:
