@@ -11,14 +11,13 @@ import copy
 import functools
 import importlib.util
 import pathlib
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 
 HEADER = '"""Written by fused_optim/_stubs.py from {source}."""\n\n'
-#: Decorators that a type checker must see.
-KEPT_DECORATORS = ("property", "classmethod", "staticmethod")
 
 
 class Source:
@@ -27,7 +26,6 @@ class Source:
     def __init__(self, name: str) -> None:
         self.name = name
         self.path = _source_path(name)
-        self.is_package = self.path.name == "__init__.py"
         self.body = ast.parse(self.path.read_text(encoding="utf-8")).body
 
     @functools.cached_property
@@ -43,17 +41,11 @@ class Source:
         return found
 
     def _imported_from(self, node: ast.ImportFrom) -> dict[str, str]:
-        module = node.module or ""
-        if node.level:
-            parts = self.name.split(".")
-            parents = parts[: len(parts) + self.is_package - node.level]
-            module = ".".join([*parents, *filter(None, [node.module])])
+        package = self.name if self.path.stem == "__init__" else self.name.rpartition(".")[0]
+        module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
         if node.names[0].name == "*":
             return {name: f"from {module} import {name}" for name in load(module).public}
-        return {
-            alias.asname or alias.name: f"from {module} import {ast.unparse(alias)}"
-            for alias in node.names
-        }
+        return {a.asname or a.name: f"from {module} import {ast.unparse(a)}" for a in node.names}
 
     @functools.cached_property
     def definitions(self) -> dict[str, ast.ClassDef | ast.FunctionDef]:
@@ -61,21 +53,18 @@ class Source:
         return {node.name: node for node in self.body if isinstance(node, kinds)}
 
     @functools.cached_property
-    def public(self) -> list[str]:
+    def public(self) -> set[str]:
         """``__all__``, and what a star brings along."""
-        names: list[str] = []
+        names: set[str] = set()
         for node in self.body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-                names += ast.literal_eval(node.value)
-        for node in self.body:
-            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
-                names += self._imported_from(node)
-        return list(dict.fromkeys(names))
+                names.update(ast.literal_eval(node.value))
+            elif isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+                names.update(self._imported_from(node))
+        return names
 
 
-@functools.cache
-def load(name: str) -> Source:
-    return Source(name)
+load = functools.cache(Source)
 
 
 def _source_path(name: str) -> pathlib.Path:
@@ -109,8 +98,8 @@ def _find_class(source: Source, name: str) -> tuple[Source, ast.ClassDef]:
 
 
 def _function(owner: ast.ClassDef | Source, name: str) -> ast.FunctionDef:
-    nodes = (node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == name)
-    return next(nodes)
+    functions = (node for node in owner.body if isinstance(node, ast.FunctionDef))
+    return next(function for function in functions if function.name == name)
 
 
 def _declaration(function: ast.FunctionDef) -> ast.FunctionDef:
@@ -119,8 +108,8 @@ def _declaration(function: ast.FunctionDef) -> ast.FunctionDef:
     declared.body = [ast.Expr(ast.Constant(...))]
     declared.decorator_list = [
         decorator
-        for decorator in declared.decorator_list
-        if ast.unparse(decorator) in KEPT_DECORATORS or ast.unparse(decorator).endswith(".setter")
+        for decorator in function.decorator_list
+        if re.match(r"(property|classmethod|staticmethod|\w+\.setter)$", ast.unparse(decorator))
     ]
     return declared
 
@@ -142,14 +131,12 @@ class Stub:
     """The text of one stub, while it grows."""
 
     def __init__(self, source: str) -> None:
-        self.source = source
-        self.imports: set[str] = set()
-        self.body: list[str] = []
+        self.source, self.body = source, list[str]()
+        self.imports = set[str]()
 
     def export(self, name: str, statement: str) -> None:
         """Stubs show what they import only as ``X as X``."""
-        bare = statement.partition(" as ")[0]
-        self.imports.add(f"{bare} as {name}")
+        self.imports.add(f"{statement.partition(' as ')[0]} as {name}")
 
     def add(self, node: ast.stmt, source: Source) -> None:
         """Adds a declaration, and imports what its names mean in ``source``."""
@@ -171,9 +158,7 @@ class Stub:
                 self.imports.add(source.imports[part.id])
 
     def text(self) -> str:
-        exported = {
-            statement.partition(" as ")[0] for statement in self.imports if " as " in statement
-        }
+        exported = {line.partition(" as ")[0] for line in self.imports if " as " in line}
         imports = sorted(self.imports - exported)
         return HEADER.format(source=self.source) + "\n".join([*imports, "", *self.body]) + "\n"
 
@@ -242,7 +227,7 @@ def _module_stub(name: str) -> Stub:
     """Each public name of a module of this package: a class that is defined there, or an import."""
     source = load(name)
     stub = Stub(source.path.name)
-    for public in source.public:
+    for public in sorted(source.public):
         node = source.definitions.get(public)
         if node is None:
             stub.export(public, source.imports[public])
@@ -261,7 +246,7 @@ def _alias(name: str) -> Stub:
     """
     source = load(f"torch.optim.{name}")
     stub = Stub(source.name)
-    for defined in dict.fromkeys([*source.public, *source.definitions]):
+    for defined in source.public | set(source.definitions):
         stub.export(defined, f"from {source.name} import {defined}")
     return stub
 
