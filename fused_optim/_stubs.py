@@ -131,8 +131,9 @@ class Stub:
     """The text of one stub, while it grows."""
 
     def __init__(self, source: str) -> None:
-        self.source, self.body = source, list[str]()
-        self.imports = set[str]()
+        self.source = source
+        self.imports: set[str] = set()
+        self.body: list[str] = []
 
     def export(self, name: str, statement: str) -> None:
         """Stubs show what they import only as ``X as X``."""
@@ -207,18 +208,16 @@ def _add_fused_base(stub: Stub, source: Source, node: ast.ClassDef) -> None:
 
 
 def _members(node: ast.ClassDef) -> Iterator[ast.stmt]:
-    options = {a.arg: a.annotation for a in _function(node, "__init__").args.kwonlyargs}
-    for name, annotation in options.items():
-        assert annotation is not None, f"{name} has no type"
-        yield ast.AnnAssign(ast.Name(name), annotation, None, 1)
+    for option in _function(node, "__init__").args.kwonlyargs:
+        assert option.annotation is not None, f"{option.arg} has no type"
+        yield ast.AnnAssign(ast.Name(option.arg), option.annotation, None, 1)
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == "step":
             yield _overload(part, "None", "None", keep_default=True)
             yield _overload(part, "Callable[[], LossT]", "LossT")
             yield _overload(part, "Callable[[], LossT] | None", "LossT | None", keep_default=True)
-        elif isinstance(part, ast.FunctionDef):
-            if not part.name.startswith("_") or part.name in ("__init__", "__init_subclass__"):
-                yield _declaration(part)
+        elif isinstance(part, ast.FunctionDef) and re.match(r"[^_]|__init_", part.name):
+            yield _declaration(part)
         elif isinstance(part, ast.AnnAssign) and not ast.unparse(part.target).startswith("_"):
             yield ast.AnnAssign(part.target, part.annotation, None, 1)
 
