@@ -130,7 +130,7 @@ base = opt
 torchs: torch.optim.Optimizer = opt
 torchs_adam: torch.optim.Adam = opt
 same: type[Optimizer] = torch.optim.Optimizer
-functions: list[object] = [adam, fused_optim.sgd.sgd, optim.swap_in_optimizer_params_and_state]
+functions: list[object] = [adam, fused_optim.sgd.sgd, optim.Adafactor]
 version: str = optim.__version__
 optim.NoSuch  # error
 
