@@ -13,7 +13,6 @@ import importlib.util
 import pathlib
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TypeGuard
 
@@ -127,6 +126,13 @@ def _overload(
     return declared
 
 
+def _class(node: ast.ClassDef, bases: list[ast.expr], members: list[ast.stmt]) -> ast.ClassDef:
+    """With its docstring: for a constructor that has none, editors show that of a base."""
+    declared = copy.copy(node)
+    declared.bases, declared.keywords, declared.body = bases, [], [node.body[0], *members]
+    return declared
+
+
 class Stub:
     """The text of one stub, while it grows."""
 
@@ -143,15 +149,6 @@ class Stub:
         """Adds a declaration, and imports what its names mean in ``source``."""
         self.body.append(ast.unparse(ast.fix_missing_locations(node)))
         self.need(node, source)
-
-    def add_class(
-        self, name: str, bases: list[ast.expr], members: list[ast.stmt], source: Source
-    ) -> None:
-        parents = ", ".join(ast.unparse(base) for base in bases)
-        lines = "\n".join(ast.unparse(ast.fix_missing_locations(member)) for member in members)
-        self.body.append(f"class {name}({parents}):\n{textwrap.indent(lines, '    ')}")
-        for part in [*bases, *members]:
-            self.need(part, source)
 
     def need(self, node: ast.AST, source: Source) -> None:
         for part in ast.walk(node):
@@ -195,7 +192,7 @@ def _add_fused_class(stub: Stub, source: Source, node: ast.ClassDef) -> None:
         stub.need(argument, options_source)
     init.args.kwonlyargs += options.kwonlyargs
     init.args.kw_defaults += options.kw_defaults
-    stub.add_class(node.name, node.bases, [init], source)
+    stub.add(_class(node, node.bases, [init]), source)
 
 
 def _add_fused_base(stub: Stub, source: Source, node: ast.ClassDef) -> None:
@@ -204,7 +201,7 @@ def _add_fused_base(stub: Stub, source: Source, node: ast.ClassDef) -> None:
     stub.imports |= {"from collections.abc import Callable", "from typing import TypeVar, overload"}
     stub.imports.add("from torch.optim.optimizer import Optimizer")
     stub.body.append("LossT = TypeVar('LossT')")
-    stub.add_class(node.name, [ast.Name("Optimizer")], list(_members(node)), source)
+    stub.add(_class(node, [ast.Name("Optimizer")], list(_members(node))), source)
 
 
 def _members(node: ast.ClassDef) -> Iterator[ast.stmt]:
