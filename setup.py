@@ -70,9 +70,7 @@ def choose_cuda_archs() -> None:
 
 class BuildPy(build_py):
     """Records which torch the extension was compiled for: it loads with no other. Writes the stubs
-    from that torch's sources; an editable build has none, since mypy would check
-    them instead of the sources.
-    """
+    from that torch's sources, except where mypy would read them instead of our own (editable)."""
 
     def run(self) -> None:
         super().run()
