@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import runpy
 import sys
 
 from setuptools import Extension, setup
@@ -68,7 +69,8 @@ def choose_cuda_archs() -> None:
 
 
 class BuildPy(build_py):
-    """Records which torch the extension was compiled for: it loads with no other."""
+    """Records which torch the extension was compiled for: it loads with no other. Writes the stubs
+    from that torch's sources, except where mypy would read them instead of our own (editable)."""
 
     def run(self) -> None:
         super().run()
@@ -79,6 +81,8 @@ class BuildPy(build_py):
             '"""Written by setup.py: what the extension was compiled for."""\n\n'
             f"TORCH_VERSION = {str(torch.__version__)!r}\n"
         )
+        if not self.editable_mode:
+            runpy.run_path(str(ROOT / "fused_optim" / "_stubs.py"))["write_stubs"](record.parent)
 
 
 def extension() -> Extension:

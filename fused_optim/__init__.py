@@ -53,17 +53,27 @@ __all__ = [
 __all__ += [name for name in _torch_optim.__all__ if name not in __all__]
 
 
-def _alias_submodules() -> None:
+def _alias_submodules() -> list[str]:
     """Makes ``from fused_optim.lr_scheduler import ...`` give torch's module, and likewise each
-    public submodule of torch.optim that this package has none of."""
+    public submodule of torch.optim that this package has none of. Returns their names, and those
+    of the submodules that both have."""
     prefix = _torch_optim.__name__ + "."
+    names = []
     for full_name, module in list(_sys.modules.items()):
         name = full_name.removeprefix(prefix)
         if not full_name.startswith(prefix) or name.startswith("_") or "." in name:
             continue
+        names.append(name)
         if f"{__name__}.{name}" not in _sys.modules:
             _sys.modules[f"{__name__}.{name}"] = module
             globals().setdefault(name, module)
+    return names
 
 
-_alias_submodules()
+_TORCHS_SUBMODULES = _alias_submodules()
+
+
+def __dir__() -> list[str]:
+    """What editors and notebooks offer: the public names, not this package's inner modules."""
+    dunders = [name for name in globals() if name.startswith("__")]
+    return sorted({*__all__, *_TORCHS_SUBMODULES, *dunders})
