@@ -27,6 +27,7 @@ test-frameworks: $(VENV)/.installed $(FRAMEWORKS_VENV)/.torch
 	for wheel in $(WHEELS)/*.whl; do \
 	  $(FRAMEWORKS_VENV)/bin/pip install --quiet --force-reinstall --no-deps "$$wheel" && \
 	  $(FRAMEWORKS_VENV)/bin/pip install --quiet "$$wheel[test,frameworks]" || exit 1; done
+	$(FRAMEWORKS_VENV)/bin/pip install --quiet --upgrade --no-deps --target $(FRAMEWORKS_VENV)/timm "timm>=1.0.15"
 	$(FRAMEWORKS_VENV)/bin/pytest tests/frameworks
 
 $(FRAMEWORKS_VENV)/.torch:

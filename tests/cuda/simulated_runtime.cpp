@@ -162,11 +162,11 @@ void with_table(const std::string& name, void** arguments, Visit visit) {
     visit(*static_cast<const Large*>(arguments[0]));
 }
 
-/// "INS_4AdamELj3EfE": how rule, variant and dtype stand in the mangled name of a kernel.
+/// "INS_4AdamELj3Ef": how rule, variant and dtype stand in the mangled name of a kernel.
 template <class I>
 std::string mangled_arguments() {
   const std::string name = typeid(I).name(), prefix = "N11fused_optim8Instance";
-  return name.substr(prefix.size(), name.size() - prefix.size() - 1);
+  return name.substr(prefix.size(), name.size() - prefix.size() - 2);
 }
 
 bool run_ours(const std::string& name, dim3 grid, dim3 block, void** arguments,

@@ -1,6 +1,7 @@
 """Optimizers of other libraries: fuse() says which fused class has their rule, and that is true."""
 
-import importlib.util
+import importlib
+import pathlib
 import sys
 import types
 
@@ -11,9 +12,17 @@ import transformers
 
 import fused_optim
 
-# timm's models import torchvision, whose wheels fit torch's CUDA builds alone. Its optimizers don't.
-timm = sys.modules["timm"] = types.ModuleType("timm")
-timm.__path__ = importlib.util.find_spec("timm_optim_only", "timm") or []
+def timms_optimizers():
+    """timm.optim alone. timm's models import torchvision, whose wheels fit torch's CUDA builds, and
+    Accelerate imports timm where it is: so it has a folder of its own."""
+    package, models = types.ModuleType("timm"), types.ModuleType("timm.models")
+    package.__path__ = [str(pathlib.Path(sys.prefix, "timm", "timm"))]
+    models.group_parameters = None
+    sys.modules.update({"timm": package, "timm.models": models})
+    return importlib.import_module("timm.optim")
+
+
+timm_optim = timms_optimizers()
 
 STEPS = 5
 
@@ -30,7 +39,7 @@ def trained(make, steps, seed=0):
 
 
 @pytest.mark.parametrize(
-    "cls", [timm.optim.Lion, lion_pytorch.Lion], ids=lambda cls: cls.__module__
+    "cls", [timm_optim.Lion, lion_pytorch.Lion], ids=lambda cls: cls.__module__
 )
 def test_lion_goes_on_as_ours(cls):
     options = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
@@ -53,8 +62,8 @@ def test_lion_goes_on_as_ours(cls):
 
 
 OTHERS = {
-    "NAdamW": (timm.optim.NAdamW, {"weight_decay": 0.0}, fused_optim.NAdam, {}),
-    "RMSpropTF": (timm.optim.RMSpropTF, {}, fused_optim.RMSprop, {"alpha": 0.9}),
+    "NAdamW": (timm_optim.NAdamW, {"weight_decay": 0.0}, fused_optim.NAdam, {}),
+    "RMSpropTF": (timm_optim.RMSpropTF, {}, fused_optim.RMSprop, {"alpha": 0.9}),
     "Adafactor": (transformers.Adafactor, {"relative_step": False}, fused_optim.Adagrad, {}),
 }
 
