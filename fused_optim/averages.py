@@ -1,6 +1,7 @@
 """Parameters that hold their averages for a while."""
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -18,18 +19,18 @@ class EmaParameters(_C.ExchangeContext, contextlib.ContextDecorator):
 
     def __init__(self, optimizer: "FusedOptimizer") -> None:
         super().__init__(optimizer._name, optimizer._fused.exchange)
-        self._optimizer = optimizer
-        self.find_pairs = self._find_averages
+        # No method of its own: that would be a cycle, which keeps the optimizer's memory.
+        self.find_pairs = functools.partial(_find_averages, optimizer)
 
-    def _find_averages(self) -> list[tuple[int, int, Tensor, Any]]:
-        """(group, index, parameter, average) of each parameter that has one."""
-        optimizer = self._optimizer
-        found = {
-            p: (number, index, p, optimizer.state[p]["ema"])
-            for number, group in enumerate(optimizer.param_groups)
-            for index, p in enumerate(group["params"])
-            if "ema" in optimizer.state.get(p, {})
-        }
-        if not found and optimizer.ema_decay is None:
-            raise RuntimeError("ema_parameters(): the optimizer was not given an ema_decay")
-        return list(found.values())
+
+def _find_averages(optimizer: "FusedOptimizer") -> list[tuple[int, int, Tensor, Any]]:
+    """(group, index, parameter, average) of each parameter that has one."""
+    found = {
+        p: (number, index, p, optimizer.state[p]["ema"])
+        for number, group in enumerate(optimizer.param_groups)
+        for index, p in enumerate(group["params"])
+        if "ema" in optimizer.state.get(p, {})
+    }
+    if not found and optimizer.ema_decay is None:
+        raise RuntimeError("ema_parameters(): the optimizer was not given an ema_decay")
+    return list(found.values())
