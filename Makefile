@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make bench` and `make test`. Both start from nothing.
 
 PYTHON ?= python3
-# The torch to install where .venv has none; any from 2.11 on will do.
+# The torch to install where .venv has none; any from 2.7 on will do.
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -95,7 +95,7 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet "$(TORCH)" numpy
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch setup.py build_backend.py pyproject.toml $(SOURCES)
+$(VENV)/.installed: $(VENV)/.torch setup.py build_backend.py build_checks.py pyproject.toml $(SOURCES)
 	$(BIN)/pip install --quiet ".[test,bench,lint]"
 	touch $@
 

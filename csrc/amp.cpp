@@ -1,9 +1,8 @@
 #include "amp.h"
 
-#include <torch/csrc/autograd/python_variable.h>
-
 #include "device_number.h"
 #include "hyperparameters.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 namespace {
@@ -12,7 +11,7 @@ namespace {
 double read(PyObject* value, double if_none, const char* name, std::optional<at::Tensor>& tensor) {
   if (value == Py_None) return if_none;
   if (!is_device_number(value)) return read_number(value, name);
-  tensor = THPVariable_Unpack(value);
+  tensor = unpack(value);
   return if_none;
 }
 

@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <cstdlib>
 
@@ -21,6 +20,7 @@
 #include "norm/total_norm.h"
 #include "rules/registry.h"
 #include "step.h"
+#include "torch_calls.h"
 
 namespace py = pybind11;
 
@@ -37,7 +37,7 @@ namespace {
 const at::Tensor& tensor_in(const py::handle& object) {
   if (!is_tensor(object.ptr()))
     throw py::type_error(std::string("expected a Tensor, not ") + Py_TYPE(object.ptr())->tp_name);
-  return THPVariable_Unpack(object.ptr());
+  return unpack(object.ptr());
 }
 
 /// The same of a plain tensor of one element, which lies within its storage.
@@ -135,12 +135,12 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
 
 /// None where there is none.
 py::object wrap(const at::Tensor& tensor) {
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+  return py::reinterpret_steal<py::object>(object_of(tensor));
 }
 
 void bump_versions(PyObject* tensors) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(tensors); ++i)
-    THPVariable_Unpack(PyList_GET_ITEM(tensors, i)).unsafeGetTensorImpl()->bump_version();
+    unpack(PyList_GET_ITEM(tensors, i)).unsafeGetTensorImpl()->bump_version();
 }
 
 /// The norm of a list of gradients as float64, or why the kernels don't take it.

@@ -1,11 +1,10 @@
 #include "decide.h"
 
-#include <ATen/ops/zeros.h>
-
 #include "cuda/engine.h"
 #include "device_number.h"
 #include "norm/total_norm.h"
 #include "tensor_checks.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 namespace {
@@ -24,7 +23,7 @@ void check_counter(Device device, at::Tensor& skipped_steps) {
         "fused_optim: skipped_steps has to be created, but a CUDA graph is being captured and each "
         "replay would create it anew: call step() once before the capture");
   const at::Tensor old = skipped_steps;
-  skipped_steps = at::zeros({}, at::TensorOptions(at::kLong).device(target));
+  skipped_steps = zeros({}, at::TensorOptions(at::kLong).device(target));
   if (old.defined()) skipped_steps.copy_(old);
 }
 

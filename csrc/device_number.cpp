@@ -1,15 +1,14 @@
 #include "device_number.h"
 
-#include <torch/csrc/autograd/python_variable.h>
-
 #include "lookup.h"
 #include "tensor_checks.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 
 bool is_device_number(PyObject* value) {
   if (!is_plain_type(value)) return false;
-  const at::Tensor& tensor = THPVariable_Unpack(value);
+  const at::Tensor& tensor = unpack(value);
   return tensor.is_cuda() && is_plain(*tensor.unsafeGetTensorImpl()) && tensor.numel() == 1 &&
          tensor.is_floating_point() && !tensor.requires_grad() &&
          lies_within_storage(*tensor.unsafeGetTensorImpl());

@@ -1,8 +1,5 @@
 #include "exchange.h"
 
-#include <ATen/ops/clone.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
@@ -12,6 +9,7 @@
 #include "gather_options.h"
 #include "layout.h"
 #include "overlap.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 namespace {
@@ -90,14 +88,14 @@ void add_buffers(std::vector<ExchangePair>& pairs) {
   for (ExchangePair& pair : pairs) {
     if (!are_plain(pair)) continue;
     if (!is_chunked(pair)) {
-      pair.buffer = at::empty(pair.param.sizes(), pair.param.options());
+      pair.buffer = empty(pair.param.sizes(), pair.param.options());
       continue;
     }
     for (const at::Tensor& buffer : shared)
       if (buffer.dtype() == pair.param.dtype() && buffer.device() == pair.param.device())
         pair.buffer = buffer;
     if (pair.buffer.defined()) continue;
-    pair.buffer = at::empty({kChunk}, pair.param.options());
+    pair.buffer = empty({kChunk}, pair.param.options());
     shared.push_back(pair.buffer);
   }
 }
@@ -114,7 +112,7 @@ void swap_plain(const ExchangePair& pair) {
   if (pair.param.sizes() != pair.average.sizes() || !is_chunked(pair) || pair.buffer.dim() != 1 ||
       pair.buffer.dtype() != pair.param.dtype() || pair.buffer.device() != pair.param.device())
     return swap_through(
-        pair.buffer.sizes() == pair.param.sizes() ? pair.buffer : at::empty_like(pair.param),
+        pair.buffer.sizes() == pair.param.sizes() ? pair.buffer : empty_like(pair.param),
         pair.param, pair.average);
   const int64_t numel = pair.param.numel();
   const at::Tensor param = pair.param.as_strided({numel}, {1});

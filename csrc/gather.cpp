@@ -1,9 +1,7 @@
 #include "gather.h"
 
-#include <ATen/ops/full_like.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include "entry_builder.h"
 #include "gather_options.h"
@@ -13,6 +11,7 @@
 #include "rules/scalar_states.h"
 #include "state_scalars.h"
 #include "tensor_checks.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 namespace {
@@ -128,8 +127,7 @@ class Gatherer {
         builder_.add_state(entry, found, found.values[i], kFirstState + i, name);
       } else if (all_new || !spec_.has_step) {
         at::Tensor& state = builder_.new_state(entry, found, name).add(keys_.states[i]);
-        state = at::full_like(found.tensor->detach(), first_value(param, spec_.states[i]), {}, {},
-                              {}, {}, at::MemoryFormat::Preserve);
+        state = full_like(found.tensor->detach(), first_value(param, spec_.states[i]));
         check_operand(where_, param, *state.unsafeGetTensorImpl(), name);
         builder_.add_operand(entry, param, *state.unsafeGetTensorImpl(), kFirstState + i, name);
       } else {
@@ -144,7 +142,7 @@ class Gatherer {
 
   /// torch steps parameters that were float32 when the optimizer made their state. No kernel does.
   static void check_dtype_of_constructor(const FoundParam& found, PyObject* state) {
-    if (is_plain_type(state) && THPVariable_Unpack(state).scalar_type() == at::kFloat &&
+    if (is_plain_type(state) && unpack(state).scalar_type() == at::kFloat &&
         found.tensor->scalar_type() != at::kFloat)
       throw NotFused("the state is float32, as its parameter was when the optimizer was made");
   }

@@ -1,11 +1,11 @@
 #include "gather_options.h"
 
 #include <ATen/MemoryOverlap.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/core/impl/COW.h>
 
 #include "python_dict.h"
 #include "state_scalars.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 namespace {
@@ -69,7 +69,7 @@ void add_average(EntryBuilder& builder, TensorEntry& entry, const FoundParam& fo
   const at::Tensor param = found.tensor->detach();
   at::Tensor& average = builder.new_state(entry, found, kAverageName).add(average_key());
   // Whatever keeps the step from its end, it is the average of something.
-  average = at::empty_like(param, {}, at::MemoryFormat::Preserve);
+  average = empty_like(param);
   average.copy_(param);
   if (result.begun.empty() && has_averages(states)) {
     builder.add_operand(entry, *param.unsafeGetTensorImpl(), *average.unsafeGetTensorImpl(),

@@ -1,7 +1,5 @@
 #include "hyperparameters.h"
 
-#include <torch/csrc/autograd/python_variable.h>
-
 #include <cmath>
 #include <string>
 #include <string_view>
@@ -11,6 +9,7 @@
 #include "lookup.h"
 #include "python_dict.h"
 #include "tensor_checks.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 namespace {
@@ -90,8 +89,8 @@ double read_number(PyObject* value, const char* name) {
   if (PyFloat_CheckExact(value)) return PyFloat_AS_DOUBLE(value);
   if (PyBool_Check(value)) return value == Py_True;
   if (is_tensor(value)) {
-    const at::Tensor& tensor = THPVariable_Unpack(value);
-    if (!THPVariable_CheckExact(value) || !is_plain(*tensor.unsafeGetTensorImpl()) ||
+    const at::Tensor& tensor = unpack(value);
+    if (!is_exact_tensor(value) || !is_plain(*tensor.unsafeGetTensorImpl()) ||
         tensor.requires_grad() || tensor.is_complex() || tensor.numel() != 1)
       throw NotFused(std::string("'") + name + "' is a tensor that is no plain number");
     return tensor.item().toDouble();
@@ -117,7 +116,7 @@ ParamGroup read_group(PyObject* group, const std::vector<HyperparameterKey>& key
     const char* name = rule.hyperparameters[i];
     PyObject* value = find_value(group, keys[i], name);
     if (is_device_number(value))
-      read.tensors.emplace_back(i, THPVariable_Unpack(value));
+      read.tensors.emplace_back(i, unpack(value));
     else
       read.values[i] = read_usual_number(value, keys[i], name);
   }

@@ -50,7 +50,7 @@ bool may_share_elements(const c10::TensorImpl& tensor) {
 }
 
 bool is_complex(const c10::TensorImpl& tensor) {
-  return c10::isComplexType(tensor.dtype().toScalarType());
+  return c10::isComplexType(c10::typeMetaToScalarType(tensor.dtype()));
 }
 
 int64_t real_numel(const c10::TensorImpl& tensor) {

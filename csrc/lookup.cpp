@@ -1,10 +1,9 @@
 #include "lookup.h"
 
-#include <torch/csrc/autograd/python_variable.h>
-
 #include "gather.h"
 #include "python_dict.h"
 #include "rules/registry.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 namespace {
@@ -78,8 +77,7 @@ void find_values(const Lookup& lookup, Variant variant, FoundParam& param) {
 template <class Visit>
 void for_each_state(const FoundParam& param, Visit visit) {
   const auto visit_if_plain = [&](PyObject* value) {
-    if (value != nullptr && is_plain_type(value))
-      visit(*THPVariable_Unpack(value).unsafeGetTensorImpl());
+    if (value != nullptr && is_plain_type(value)) visit(*unpack(value).unsafeGetTensorImpl());
   };
   for (PyObject* value : param.values) visit_if_plain(value);
   visit_if_plain(param.step);
@@ -117,7 +115,7 @@ PyObject* average_key() {
 }
 
 bool is_plain_type(PyObject* object) {
-  return Py_TYPE(object) == g_parameter_type || THPVariable_CheckExact(object);
+  return Py_TYPE(object) == g_parameter_type || is_exact_tensor(object);
 }
 
 bool is_plain_dict(PyObject* object) {
@@ -143,7 +141,7 @@ void find_batch(const Lookup& lookup, Variant variant, PyObject* const* params, 
   for (Py_ssize_t i = 0; i < count; ++i) {
     if (!is_plain_type(params[i]))
       throw NotFused("a parameter is of another type than Tensor and Parameter");
-    tensors[i] = THPVariable_Unpack(params[i]).unsafeGetTensorImpl();
+    tensors[i] = unpack(params[i]).unsafeGetTensorImpl();
     prefetch(tensors[i]);
   }
   found.clear();
@@ -158,7 +156,7 @@ void find_batch(const Lookup& lookup, Variant variant, PyObject* const* params, 
     FoundParam param{};
     param.object = params[i];
     param.index = first + i;
-    param.tensor = &THPVariable_Unpack(params[i]);
+    param.tensor = &unpack(params[i]);
     param.grad = grad.defined() ? grad.unsafeGetTensorImpl() : nullptr;
     param.state = find_state(lookup.states, params[i]);
     if (param.state != nullptr) __builtin_prefetch(param.state);

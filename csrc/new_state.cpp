@@ -1,12 +1,11 @@
 #include "new_state.h"
 
-#include <torch/csrc/autograd/python_variable.h>
-
 #include <algorithm>
 #include <stdexcept>
 
 #include "gather.h"
 #include "python_dict.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 namespace {
@@ -33,7 +32,7 @@ at::Tensor& NewState::add(PyObject* key) {
 THPObjectPtr NewState::make_dict() const {
   THPObjectPtr dict = checked(PyDict_New());
   for (int i = 0; i < num_tensors_; ++i)
-    check(PyDict_SetItem(dict, keys_[i], checked(THPVariable_Wrap(tensors_[i]))));
+    check(PyDict_SetItem(dict, keys_[i], checked(object_of(tensors_[i]))));
   return dict;
 }
 

@@ -1,21 +1,19 @@
 #include "state_scalars.h"
 
-#include <ATen/ops/full.h>
-#include <torch/csrc/autograd/python_variable.h>
-
 #include <cmath>
 
 #include "device_number.h"
 #include "gather.h"
 #include "lookup.h"
 #include "rules/scalar_states.h"
+#include "torch_calls.h"
 
 namespace fused_optim {
 namespace {
 
 /// On a device it is written by a kernel: the number travels in its arguments.
 at::Tensor filled(at::IntArrayRef shape, double value, Device device, at::ScalarType dtype) {
-  return at::full(shape, value, at::TensorOptions(dtype).device(torch_device(device)));
+  return full(shape, value, at::TensorOptions(dtype).device(torch_device(device)));
 }
 
 at::Tensor moved(const at::Tensor& scalar, Device device, at::ScalarType dtype) {
@@ -52,7 +50,7 @@ const at::Tensor& state_tensor(const Where& where, PyObject* value, const char* 
   if (!is_tensor(value))
     where.fail(name, std::string("is no tensor but ") + Py_TYPE(value)->tp_name);
   if (!is_plain_type(value)) throw NotFused(std::string(name) + " is of a tensor subclass");
-  return THPVariable_Unpack(value);
+  return unpack(value);
 }
 
 const at::Tensor& existing_scalar_state(const Where& where, PyObject* value, const char* name) {

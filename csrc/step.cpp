@@ -1,6 +1,6 @@
 #include "step.h"
 
-#include <pybind11/pybind11.h>
+#include <Python.h>
 
 #include <optional>
 
@@ -27,6 +27,17 @@ bool is_worth_releasing_gil(const TensorTable& table) {
   return elements >= kReleaseGilElements && elements >= kReleaseGilElementsPerTensor * tensors;
 }
 
+class WithoutGil {
+ public:
+  WithoutGil() : thread_(PyEval_SaveThread()) {}
+  ~WithoutGil() { PyEval_RestoreThread(thread_); }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* thread_;
+};
+
 }  // namespace
 
 void step_gathered(Gathered& gathered, const Amp& amp, const StepOptions& options, PyObject* state,
@@ -34,7 +45,7 @@ void step_gathered(Gathered& gathered, const Amp& amp, const StepOptions& option
   prepare(gathered.table);
   const bool releases_gil = is_worth_releasing_gil(gathered.table);
   const auto maybe_without_gil = [&](auto work) {
-    std::optional<pybind11::gil_scoped_release> no_gil;
+    std::optional<WithoutGil> no_gil;
     if (releases_gil) no_gil.emplace();
     return work();
   };

@@ -33,7 +33,7 @@ std::string Where::text(const char* tensor) const {
 }
 
 DType dtype_of(const c10::TensorImpl& tensor) {
-  switch (c10::toRealValueType(tensor.dtype().toScalarType())) {
+  switch (c10::toRealValueType(c10::typeMetaToScalarType(tensor.dtype()))) {
     case c10::ScalarType::Float:
       return DType::Float32;
     case c10::ScalarType::Double:
@@ -44,7 +44,7 @@ DType dtype_of(const c10::TensorImpl& tensor) {
       return DType::Float16;
     default:
       throw NotFused(std::string("no kernel takes dtype ") +
-                     c10::toString(tensor.dtype().toScalarType()));
+                     c10::toString(c10::typeMetaToScalarType(tensor.dtype())));
   }
 }
 
@@ -87,8 +87,9 @@ void check_same_kind(const Where& where, const c10::TensorImpl& param,
     where.fail(name,
                "is on " + tensor.device().str() + ", the parameter on " + param.device().str());
   if (tensor.dtype() != param.dtype())
-    where.fail(name, std::string("has dtype ") + c10::toString(tensor.dtype().toScalarType()) +
-                         ", the parameter " + c10::toString(param.dtype().toScalarType()));
+    where.fail(
+        name, std::string("has dtype ") + c10::toString(c10::typeMetaToScalarType(tensor.dtype())) +
+                  ", the parameter " + c10::toString(c10::typeMetaToScalarType(param.dtype())));
   if (tensor.sizes() != param.sizes())
     where.fail(name, "has shape " + shape_of(tensor) + ", the parameter " + shape_of(param));
 }

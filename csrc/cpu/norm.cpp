@@ -46,15 +46,15 @@ struct SumLaunch {
 
 /// The chunks that begin in this range.
 void sum_range(const void* context, int64_t begin, int64_t end) {
-  const auto& [span, type, sums] = *static_cast<const SumLaunch*>(context);
-  span->for_each(begin, end, [&](const Gradient& gradient, int64_t first, int64_t last) {
-    const auto sum_chunk =
-        span->kernels[static_cast<int>(gradient.dtype)].sum_chunk[static_cast<int>(type)];
+  const auto& launch = *static_cast<const SumLaunch*>(context);
+  launch.span->for_each(begin, end, [&](const Gradient& gradient, int64_t first, int64_t last) {
+    const NormKernels& kernels = launch.span->kernels[static_cast<int>(gradient.dtype)];
+    const auto sum_chunk = kernels.sum_chunk[static_cast<int>(launch.type)];
     for (int64_t chunk = (first + kNormChunk - 1) / kNormChunk; chunk * kNormChunk < last;
          ++chunk) {
       const int64_t from = chunk * kNormChunk;
       const void* data = static_cast<const char*>(gradient.data) + from * item_size(gradient.dtype);
-      sums[gradient.first_chunk + chunk] =
+      launch.sums[gradient.first_chunk + chunk] =
           sum_chunk(data, std::min(kNormChunk, gradient.numel - from));
     }
   });
@@ -66,10 +66,11 @@ struct ScaleLaunch {
 };
 
 void scale_range(const void* context, int64_t begin, int64_t end) {
-  const auto& [span, coefficient] = *static_cast<const ScaleLaunch*>(context);
-  span->for_each(begin, end, [&](const Gradient& gradient, int64_t first, int64_t last) {
+  const auto& launch = *static_cast<const ScaleLaunch*>(context);
+  launch.span->for_each(begin, end, [&](const Gradient& gradient, int64_t first, int64_t last) {
     void* data = static_cast<char*>(gradient.data) + first * item_size(gradient.dtype);
-    span->kernels[static_cast<int>(gradient.dtype)].scale(data, last - first, coefficient);
+    const NormKernels& kernels = launch.span->kernels[static_cast<int>(gradient.dtype)];
+    kernels.scale(data, last - first, launch.coefficient);
   });
 }
 

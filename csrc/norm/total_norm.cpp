@@ -1,10 +1,7 @@
 #include "total_norm.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/COW.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <cmath>
 
@@ -17,6 +14,7 @@
 #include "../lookup.h"
 #include "../overlap.h"
 #include "../tensor_checks.h"
+#include "../torch_calls.h"
 
 namespace fused_optim {
 namespace {
@@ -27,7 +25,7 @@ at::TensorOptions doubles_on(Device device) {
 
 void add(Gradients& gradients, StorageCheck& storages, PyObject* object) {
   if (!is_plain_type(object)) throw NotFused("a gradient is of another type than Tensor");
-  const c10::TensorImpl& tensor = *THPVariable_Unpack(object).unsafeGetTensorImpl();
+  const c10::TensorImpl& tensor = *unpack(object).unsafeGetTensorImpl();
   if (!is_plain(tensor)) throw NotFused("a gradient is no plain strided tensor");
   if (tensor.is_cuda() && !cuda::is_built()) throw NotFused("built without CUDA");
   if (!tensor.is_non_overlapping_and_dense()) throw NotFused("a gradient is not dense in memory");
@@ -61,8 +59,8 @@ std::vector<Device> devices_of(const Gradients& gradients) {
 /// The sums of all chunks, zero for those on other devices.
 at::Tensor sums_on(Device device, const Gradients& gradients, NormType type, bool is_only_one) {
   const int64_t chunks = gradients.num_chunks;
-  at::Tensor sums = is_only_one ? at::empty({chunks}, doubles_on(device))
-                                : at::zeros({chunks}, doubles_on(device));
+  at::Tensor sums =
+      is_only_one ? empty({chunks}, doubles_on(device)) : zeros({chunks}, doubles_on(device));
   if (device.kind == DeviceKind::CPU)
     cpu::sum_chunks(gradients, type, sums.data_ptr<double>());
   else
@@ -88,7 +86,7 @@ NormType read_norm_type(double norm_type, PyObject* gradients) {
   if (norm_type == 2.0) return NormType::L2;
   if (norm_type != 1.0 && norm_type != INFINITY) throw NotFused("no kernel for this norm");
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(gradients); ++i)
-    if (is_complex(*THPVariable_Unpack(PyList_GET_ITEM(gradients, i)).unsafeGetTensorImpl()))
+    if (is_complex(*unpack(PyList_GET_ITEM(gradients, i)).unsafeGetTensorImpl()))
       throw NotFused("no kernel for this norm of complex gradients");
   return norm_type == 1.0 ? NormType::L1 : NormType::Inf;
 }
@@ -104,7 +102,7 @@ Decision* read_decision(const at::Tensor& decision) {
 at::Tensor total_norm(const Gradients& gradients, NormType type, Conclusion conclusion) {
   const std::vector<Device> devices = devices_of(gradients);
   const Device first = first_device(gradients);
-  at::Tensor decision = at::empty({sizeof(Decision) / sizeof(double)}, doubles_on(first));
+  at::Tensor decision = empty({sizeof(Decision) / sizeof(double)}, doubles_on(first));
   conclusion.decision = read_decision(decision);
   at::Tensor sums = sums_on(first, gradients, type, devices.size() <= 1);
   // Each chunk is on one device: x + 0 is x, whichever of the two adds.
