@@ -15,12 +15,14 @@ class Net(lightning.LightningModule):
         return nn.functional.mse_loss(self.layers(inputs), targets)
 
     def configure_optimizers(self):
-        return fused_optim.AdamW(self.parameters(), lr=1e-3, max_grad_norm=1.0, ema_decay=0.99)
+        options = {"max_grad_norm": 1.0, "ema_decay": 0.99}
+        return fused_optim.AdamW(self.parameters(), lr=1e-3, **options)
 
 
 model = Net()
 inputs = torch.randn(64, 8)
-data = torch.utils.data.TensorDataset(inputs, inputs.sum(dim=1, keepdim=True))
+targets = inputs.sum(dim=1, keepdim=True)
+data = torch.utils.data.TensorDataset(inputs, targets)
 trainer = lightning.Trainer(
     max_epochs=2,
     accelerator="cpu",
@@ -34,4 +36,4 @@ trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=16))
 optimizer = trainer.optimizers[0]
 print("norm before clipping:", optimizer.grad_norm.item())
 with optimizer.ema_parameters():
-    print("with averages:", nn.functional.mse_loss(model.layers(inputs), data.tensors[1]).item())
+    print("with averages:", nn.functional.mse_loss(model.layers(inputs), targets).item())
