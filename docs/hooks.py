@@ -4,19 +4,25 @@ A block is a fence of language ``math``; in a line it is an inline code ``#!math
 """
 
 import html
+import logging
 import pathlib
 from typing import Any
 
-from math_core import LatexToMathML
+from math_core import LatexError, LatexToMathML
 
+_log = logging.getLogger("mkdocs.hooks.formulas")
 _HERE = pathlib.Path(__file__).parent
-_CONVERTER = LatexToMathML()
+_CONVERTER = LatexToMathML(fancy_error=False)
 
 
 def _mathml(source: str, is_block: bool) -> str:
     if is_block and "&" in source:
         source = rf"\begin{{align*}}{source}\end{{align*}}"
-    return _CONVERTER.convert_with_local_state(source, displaystyle=is_block)
+    try:
+        return _CONVERTER.convert_with_local_state(source, displaystyle=is_block)
+    except LatexError as error:  # a warning ends a strict build; an exception would be swallowed
+        _log.warning("%s in the formula %s", error, source)
+        raise
 
 
 def _fence(source: str, *_: object, **__: object) -> str:
