@@ -24,10 +24,10 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 # The site, without a network: docs/mkdocs.yml. The package is there already, so this installs no
-# more than what its extra names.
+# more than what its extra names. With --quiet, warnings would not count as --strict has them.
 docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet "fused_optim[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 	@echo "build/docs/index.html"
 
 format: $(VENV)/.installed
