@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc fused_optim -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.py' -o -name '*.pyi' | grep -v _build.py)
 
-.PHONY: bench test test-frameworks lint format sanitize tsan cuda-build clean
+.PHONY: bench test test-frameworks lint docs format sanitize tsan cuda-build clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
@@ -38,6 +38,13 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
 	$(BIN)/mypy
+
+# The site, without a network: docs/mkdocs.yml. The package is there already, so this installs no
+# more than what its extra names. With --quiet, warnings would not count as --strict has them.
+docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet "fused_optim[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+	@echo "build/docs/index.html"
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

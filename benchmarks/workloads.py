@@ -63,6 +63,8 @@ def standard(device: str) -> dict[str, Workload]:
         "lstm": load(FILES / "lstm.json"),
         "gaussians": load(FILES / "gaussians.json"),
         "vit_b_16": load(FILES / "vit_b_16.json"),
+        "lora_360m": load(FILES / "lora_360m.json"),
+        "lora_7b": load(FILES / "lora_7b.json"),
         "gpt2": load(FILES / "gpt2.json"),
         "25M": Workload("1 x 25M", [[(25_000_000,)]]),
         "embedding": embedding(),

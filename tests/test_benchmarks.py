@@ -1,6 +1,7 @@
 """The benchmarks run, and measure what they say."""
 
 import copy
+import io
 import json
 import pathlib
 import subprocess
@@ -14,9 +15,9 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import __main__ as command_line  # noqa: E402
 from benchmarks import (  # noqa: E402
     accuracy,
+    command_line,
     compare,
     measure,
     memory,
@@ -48,11 +49,11 @@ def tiny_run(tmp_path_factory):
         "--report", str(folder / "report.html"),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    return folder, result.stdout, result.stderr
 
 
 def test_command_line(tiny_run):
-    folder, printed = tiny_run
+    folder, printed, _ = tiny_run
     assert "mine" in printed and "torch fused" in printed and "against float64" in printed
     content = json.loads((folder / "out" / "steps.json").read_text())
     assert content["machine"]["torch"] == torch.__version__
@@ -68,6 +69,45 @@ def test_command_line(tiny_run):
     for rows in content["accuracy"].values():
         assert 0 < rows[peers.OURS]["error"] < 1e-3 and not rows[peers.OURS]["wrong"]
     assert (folder / "out" / "ratios.png").stat().st_size > 1000
+
+
+def test_a_run_without_a_terminal_says_how_far_it_is(tiny_run):
+    lines = [x for x in tiny_run[2].splitlines() if x.startswith("[")]
+    total = len(peers.OPTIMIZERS)
+    assert [x.partition(",")[0] for x in lines] == [f"[{n}/{total}" for n in range(1, total + 1)]
+    assert all(", mine: " in x and " ms, torch " in x and "ratio " in x for x in lines)
+    assert "\x1b" not in tiny_run[2] and "━" not in tiny_run[2]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_results_come_as_they_are_measured(is_terminal):
+    from rich.console import Console
+
+    from benchmarks.progress import Progress, line
+
+    result = measure.Result("w", "AdamW", "cpu", 1, 1, 28, view=training.TRAINING)
+    result.samples = {peers.OURS: [1e-3, 2e-3, 3e-3], "torch fused": [4e-3, 8e-3, 12e-3]}
+    expected = "AdamW, w, clip + step + zero_grad: 2 ms, torch fused 8 ms, ratio 0.25"
+    assert line(result) == expected
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=is_terminal, width=200 if is_terminal else 20)
+    with Progress(console, results=2, rounds=3) as progress:
+        progress.begin("AdamW, w")
+        progress.after_round()
+        progress.end(result)
+        assert f"[1/2, 0 s] {expected}\n" in shown.getvalue()
+    assert ("━" in shown.getvalue()) == is_terminal
+    assert is_terminal or shown.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize("absent", [["rich"], ["rich", "matplotlib"]])
+def test_missing_extras_are_one_line_that_says_what_installs_them(absent):
+    hidden = "".join(f"sys.modules[{name!r}] = None; " for name in absent)
+    code = f"import sys, runpy; {hidden}runpy.run_module('benchmarks', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 1 and not result.stdout
+    (said,) = result.stderr.splitlines()
+    assert said.endswith(f"{sys.executable} -m pip install {' '.join(absent)}")
 
 
 def test_an_unknown_workload_is_named(tmp_path):
@@ -224,6 +264,13 @@ def test_half_types_are_a_small_part_of_a_whole_run(monkeypatch):
     assert asked.rows and {row.dtype for row in asked.rows} == {"float16"} and not asked.sweep
 
 
+def test_low_rank_adapters_are_measured_with_what_surrounds_their_step(monkeypatch):
+    for arguments, views in (([], training.VIEWS), (["--quick"], [training.TRAINING])):
+        rows = command_line.Plan(options_of(monkeypatch, *arguments)).rows
+        adapters = [r for r in rows if r.workload.name == "LoRA 360M" and r.optimizer == "AdamW"]
+        assert [r.view for r in adapters] == views
+
+
 def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path, capsys):
     real = command_line.measure
 
@@ -242,7 +289,8 @@ def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path, capsys):
     assert end.value.code == 130
     content = json.loads((tmp_path / "steps.json").read_text())
     assert [row["optimizer"] for row in content["steps"]] == ["Adam"]
-    assert "Adam" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "Adam" in printed.out and "[1/3, " in printed.err and "[2/3, " not in printed.err
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -362,6 +410,10 @@ def test_shapes_are_those_of_the_models():
     assert len(standard["rf_detr"].groups) == standard["rf_detr"].tensors == 499
     assert (standard["vit_b_16"].tensors, standard["vit_b_16"].elements) == (152, 86_567_656)
     assert standard["gaussians"].elements == 59_000_000 and len(standard["gaussians"].groups) == 6
+    for name, elements in (("lora_7b", 19_988_480), ("lora_360m", 4_341_760)):
+        adapters = standard[name]
+        assert (adapters.tensors, adapters.elements) == (32 * 7 * 2, elements)
+        assert all(min(shape) == 8 for shape in adapters.groups[0])
     llama = workloads.standard("cuda")["llama_3_2_1b"]
     assert (llama.tensors, llama.elements) == (146, 1_235_814_400)
     for path in workloads.FILES.glob("*.json"):
