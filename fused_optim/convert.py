@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from fused_optim.optimizer import FUSED_CLASSES, FusedOptimizer
 from fused_optim.own_state import OwnState
 from fused_optim.same_rule import advice_for
+from fused_optim.torch_class import unhooked
 
 OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
@@ -71,14 +72,8 @@ def _fused_class_for(optimizer: Optimizer) -> type[FusedOptimizer]:
 
 def _is_inherited(cls: type, torch_class: type, part: str) -> bool:
     """Whether it is the torch class's own, in a wrapper or as it is."""
-    own, torchs = (_unwrapped(getattr(owner, part)) for owner in (cls, torch_class))
+    own, torchs = (unhooked(getattr(owner, part)) for owner in (cls, torch_class))
     return own is torchs
-
-
-def _unwrapped(function: Any) -> Any:
-    while getattr(function, "hooked", False):
-        function = function.__wrapped__
-    return function
 
 
 def _fused_subclass(cls: type[Optimizer], fused_class: type[FusedOptimizer]) -> Any:

@@ -4,7 +4,6 @@ The names of ``torch.optim.optimizer`` can be imported from here as well.
 """
 
 import contextlib
-import inspect
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,12 +13,11 @@ from torch import Tensor
 from torch.optim.optimizer import *  # noqa: F403
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from fused_optim import _C
 from fused_optim._extension import RULES
 from fused_optim.averages import EmaParameters
-from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
+from fused_optim.checkpoints import keep_dtype_of_scalar_states, without_step_options
 from fused_optim.own_state import OwnState
-from fused_optim.shards import check_norm_is_whole, constructed_by
+from fused_optim.shards import constructed_by
 from fused_optim.step_options import (
     StepOption,
     at_least_0,
@@ -28,7 +26,8 @@ from fused_optim.step_options import (
     set_options,
     yes_or_no,
 )
-from fused_optim.torch_step import torch_step
+from fused_optim.stepping import step
+from fused_optim.torch_class import constructor_like, unhooked
 
 __all__ = ["FusedOptimizer", "Optimizer", "ParamsT"]
 
@@ -41,22 +40,6 @@ if TYPE_CHECKING:
     _Base = Optimizer
 else:
     _Base = object
-
-
-#: torch's check that a step in a CUDA graph was made for it, which 2.11 renamed.
-_GRAPH_CHECK = next(
-    name
-    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
-    if hasattr(Optimizer, name)
-)
-
-
-def _unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step beneath the wrapper that runs the hooks, which each torch optimizer's
-    constructor puts around its class's step."""
-    while getattr(step, "hooked", False):
-        step = step.__wrapped__  # type: ignore[attr-defined]
-    return step
 
 
 class FusedOptimizer(_Base):
@@ -153,27 +136,10 @@ class FusedOptimizer(_Base):
         )
         cls._rule = RULES[rule]
         cls._name = cls.__name__
-        cls._torch_step = staticmethod(_unhooked(torch_class.step))
+        cls._torch_step = staticmethod(unhooked(torch_class.step))
         cls._torch_class = torch_class
-        cls._take_signature_of(torch_class)
+        cls.__init__ = constructor_like(torch_class, FusedOptimizer, cls.__name__)  # type: ignore[method-assign]
         FUSED_CLASSES[torch_class] = cls
-
-    @classmethod
-    def _take_signature_of(cls, torch_class: type[Optimizer]) -> None:
-        """Gives the class a constructor that shows torch's arguments, and then the four."""
-
-        def __init__(self: FusedOptimizer, *args: Any, **kwargs: Any) -> None:
-            FusedOptimizer.__init__(self, *args, **kwargs)
-
-        own = inspect.signature(FusedOptimizer.__init__).parameters.values()
-        torchs = inspect.signature(torch_class.__init__)
-        parameters = [
-            *torchs.parameters.values(),
-            *(parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY),
-        ]
-        __init__.__signature__ = torchs.replace(parameters=parameters)  # type: ignore[attr-defined]
-        __init__.__qualname__ = f"{cls.__name__}.__init__"
-        cls.__init__ = __init__  # type: ignore[method-assign]
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -227,65 +193,14 @@ class FusedOptimizer(_Base):
                 names group, parameter and tensor; parameters and state are left as they were.
         """
         if not torch.compiler.is_compiling():
-            return self._step(closure)
+            return step(self, closure)
         if not self._fused.has_options:
             return self._torch_step(self, closure)
         return self._untraced_step(closure)
 
-    def _step(self, closure: Callable[[], Any] | None) -> Any:
-        fused = self._fused
-        if fused.exchange.is_active:
-            raise RuntimeError("step() inside ema_parameters(): the averages would be trained")
-        if "capturable" in self.defaults and torch.cuda.is_initialized():
-            # CUDA graphs are for optimizers whose groups say capturable=True: torch's own check.
-            getattr(self, _GRAPH_CHECK)()
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if fused.options.needs_norm:
-            check_norm_is_whole(self)
-        if self._asks_for_torchs_step():
-            note(self, ASKED_FOR)
-            with fused.exchange:
-                torch_step(self, default_implementation=False)
-            return loss
-        fallback = self._step_on_kernels()
-        if fallback is not None or fused.fallback_reason is not None:
-            note(self, fallback)
-        if fallback is not None:
-            with fused.exchange:
-                torch_step(self, default_implementation=True)
-        return loss
-
-    def _asks_for_torchs_step(self) -> bool:
-        """By the constructor's flags, not the groups': a checkpoint overwrites those."""
-        defaults = self.defaults
-        return bool(
-            defaults.get("foreach")
-            or defaults.get("fused") is False
-            or defaults.get("differentiable")
-        )
-
-    def _step_on_kernels(self) -> Fallback | None:
-        """Does the step, or says why torch's own has to."""
-        if self._prepares_groups or "_init_group" in self.__dict__:
-            return OWN_INIT_GROUP
-        found = _C.step(
-            self._rule,
-            self._name,
-            self.param_groups,
-            self.state,
-            getattr(self, "grad_scale", None),
-            getattr(self, "found_inf", None),
-            self._fused.options,
-            self._fused.exchange,
-        )
-        return None if found is None else Fallback(*found)
-
     @torch._disable_dynamo
     def _untraced_step(self, closure: Callable[[], Any] | None) -> Any:
-        return self._step(closure)
+        return step(self, closure)
 
     def ema_parameters(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the parameters hold their averages, for evaluation; afterwards, also after an
@@ -346,20 +261,5 @@ class FusedOptimizer(_Base):
         Args:
             state_dict (dict): what :meth:`state_dict` returned, here or in torch.
         """
-        groups = [dict(group) for group in state_dict["param_groups"]]
-        for number, group in enumerate(groups):
-            remove_step_options(group, self, f"group {number} of the state dict")
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        saved_ids = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
-        params = itertools.chain(*(group["params"] for group in self.param_groups))
-        for (saved_id, param), name in itertools.product(
-            zip(saved_ids, params, strict=False), _C.scalar_states(self._rule)
-        ):
-            saved = state_dict["state"].get(saved_id, {}).get(name)
-            loaded = self.state.get(param, {}).get(name)
-            if not isinstance(saved, torch.Tensor) or not isinstance(loaded, torch.Tensor):
-                continue
-            if not saved.is_floating_point() or saved.is_meta or saved.dtype == loaded.dtype:
-                continue
-            if torch.equal(saved.to(loaded), loaded):  # not replaced by a hook
-                self.state[param][name] = saved.to(loaded.device, copy=True)
+        super().load_state_dict(without_step_options(self, state_dict))
+        keep_dtype_of_scalar_states(self, state_dict)

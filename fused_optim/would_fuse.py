@@ -12,8 +12,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from fused_optim import _C
 from fused_optim.convert import fuse
-from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP
 from fused_optim.optimizer import FusedOptimizer
+from fused_optim.stepping import general_fallback
 
 __all__ = ["main", "why_not"]
 
@@ -102,10 +102,9 @@ def why_not(optimizer: Optimizer) -> str | None:
     if not isinstance(optimizer, FusedOptimizer):
         fuse(optimizer)
     assert isinstance(optimizer, FusedOptimizer)
-    if optimizer._asks_for_torchs_step():
-        return ASKED_FOR.reason
-    if optimizer._prepares_groups or "_init_group" in vars(optimizer):
-        return OWN_INIT_GROUP.reason
+    fallback = general_fallback(optimizer)
+    if fallback is not None:
+        return fallback.reason
     params = [p for group in optimizer.param_groups for p in group["params"]]
     bare = [p for p in params if p.requires_grad and p.grad is None]
     try:

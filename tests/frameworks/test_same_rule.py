@@ -12,6 +12,7 @@ import transformers
 
 import fused_optim
 
+
 def timms_optimizers():
     """timm.optim alone. timm's models import torchvision, whose wheels fit torch's CUDA builds, and
     Accelerate imports timm where it is: so it has a folder of its own."""

@@ -1,0 +1,73 @@
+"""One step: on the kernels, or by torch's own implementation where they don't take it."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from fused_optim import _C
+from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
+from fused_optim.shards import check_norm_is_whole
+from fused_optim.torch_step import torch_step
+
+if TYPE_CHECKING:
+    from fused_optim.optimizer import FusedOptimizer
+
+__all__ = ["general_fallback", "step"]
+
+#: torch's check that a step in a CUDA graph was made for it, which 2.11 renamed.
+_GRAPH_CHECK = next(
+    name
+    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
+    if hasattr(Optimizer, name)
+)
+
+
+def step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -> Any:
+    """Steps the optimizer and returns the closure's loss: see :meth:`FusedOptimizer.step`."""
+    fused = optimizer._fused
+    if fused.exchange.is_active:
+        raise RuntimeError("step() inside ema_parameters(): the averages would be trained")
+    if "capturable" in optimizer.defaults and torch.cuda.is_initialized():
+        # CUDA graphs are for optimizers whose groups say capturable=True: torch's own check.
+        getattr(optimizer, _GRAPH_CHECK)()
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    if fused.options.needs_norm:
+        check_norm_is_whole(optimizer)
+    fallback = general_fallback(optimizer) or _step_on_kernels(optimizer)
+    if fallback is not None or fused.fallback_reason is not None:
+        note(optimizer, fallback)
+    if fallback is not None:
+        with fused.exchange:
+            torch_step(optimizer, default_implementation=fallback is not ASKED_FOR)
+    return loss
+
+
+def general_fallback(optimizer: "FusedOptimizer") -> Fallback | None:
+    """Why no step of this optimizer is for the kernels, whatever its parameters are."""
+    # The constructor's flags, not the groups': a checkpoint overwrites those.
+    defaults = optimizer.defaults
+    if defaults.get("foreach") or defaults.get("fused") is False or defaults.get("differentiable"):
+        return ASKED_FOR
+    if optimizer._prepares_groups or "_init_group" in optimizer.__dict__:
+        return OWN_INIT_GROUP
+    return None
+
+
+def _step_on_kernels(optimizer: "FusedOptimizer") -> Fallback | None:
+    """Does the step, or says why torch's own has to."""
+    found = _C.step(
+        optimizer._rule,
+        optimizer._name,
+        optimizer.param_groups,
+        optimizer.state,
+        getattr(optimizer, "grad_scale", None),
+        getattr(optimizer, "found_inf", None),
+        optimizer._fused.options,
+        optimizer._fused.exchange,
+    )
+    return None if found is None else Fallback(*found)
