@@ -134,4 +134,6 @@ def _rehearse(
     try:
         optimizer._torch_step(shadow)
     except Exception as error:
+        if param.grad.layout != torch.strided:
+            raise  # in torch's words alone, which code looks for
         raise type(error)(f"{place.text()}{error}") from error

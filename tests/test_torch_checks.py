@@ -111,6 +111,6 @@ def test_sparse_gradients_of_the_last_group(optimizer_class):
         optimizer.step()
         assert "sparse" in optimizer.fallback_reason
         return
-    with pytest.raises(RuntimeError, match="group 1, parameter 0: .*sparse"):
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
         optimizer.step()
     assert_unchanged(optimizer, before)
