@@ -34,7 +34,7 @@ if dist.is_initialized():
 
 BIN = pathlib.Path(sys.executable).parent
 LAUNCHERS = {
-    "torchrun": [BIN / "torchrun", "--nproc-per-node=2", "--master-port=29517"],
+    "torchrun": [BIN / "torchrun", "--standalone", "--nproc-per-node=2"],
     "accelerate": [BIN / "accelerate", "launch", "--cpu", "--num_processes=1", "--num_machines=1",
                    "--mixed_precision=no", "--dynamo_backend=no"],
 }  # fmt: skip
