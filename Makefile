@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc fused_optim -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.py' -o -name '*.pyi' | grep -v _build.py)
 
-.PHONY: bench test lint format sanitize tsan cuda-build clean
+.PHONY: bench test test-versions smoke lint format sanitize tsan cuda-build clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
@@ -72,6 +72,22 @@ cuda-build:
 	$(CUDA_BUILD) $(MAKE) VENV="$(CUDA_VENV)" TORCH="$(CUDA_TORCH)" "$(CUDA_VENV)/.installed"
 	$(CUDA_VENV)/bin/python -m fused_optim info
 	$(CUDA_BUILD) $(CUDA_VENV)/bin/pytest -n auto
+
+# The lowest and the newest torch that the package promises: built for the CPU and given a short run
+# over everything (the whole suite is for the torch of `make test`). The environments, of several
+# gigabytes where torch brings CUDA's libraries, are kept until this file or pyproject.toml changes.
+LOWEST_TORCH ?= torch==2.7.1
+NEWEST_TORCH ?= torch
+VERSIONS ?= $(HOME)/.cache/fused_optim/versions-$(shell cat Makefile pyproject.toml | sha256sum | cut -c1-16)
+test-versions:
+	mkdir -p "$(VERSIONS)" && touch "$(VERSIONS)"
+	$(MAKE) smoke VENV="$(VERSIONS)/lowest" TORCH="$(LOWEST_TORCH)"
+	$(MAKE) smoke VENV="$(VERSIONS)/newest" TORCH="$(NEWEST_TORCH)"
+
+smoke: $(VENV)/.torch
+	FUSED_OPTIM_CUDA=0 $(BIN)/pip install --quiet ".[test]"
+	cd tests && $(abspath $(BIN))/python -m fused_optim info
+	$(BIN)/pytest -n auto tests/smoke.py
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
