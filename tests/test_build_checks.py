@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-import build_checks
+import build_checks  # noqa: E402
 
 CPU = build_checks.Cuda("2.13.0+cpu", None, None, None, None)
 FITTING = build_checks.Cuda("2.13.0+cu130", "13.0", None, "/cuda", "13.2")
