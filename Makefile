@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc fused_optim -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.py' -o -name '*.pyi' | grep -v _build.py)
 
-.PHONY: bench test test-versions smoke lint format sanitize tsan cuda-build clean
+.PHONY: bench test test-versions test-aarch64 smoke lint format sanitize tsan cuda-build clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
@@ -60,6 +60,22 @@ $(TSAN)/torch_includes: $(VENV)/.torch
 	$(BIN)/python -c "from torch.utils import cpp_extension as c; print(*('-isystem' + p for p in c.include_paths()))" > $@
 
 -include $(TSAN_OBJECTS:.o=.d)
+
+# One result on every architecture: the CPU engine natively and, by an emulator, as aarch64. By hand,
+# with qemu-user and a cross compiler (Debian: qemu-user, g++-aarch64-linux-gnu).
+AARCH64 := build/aarch64
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+AARCH64_RUN ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+ENGINE_HASH := $(wildcard csrc/cpu/*.cpp) $(addprefix tests/,tsan/steps.cpp tsan/norms.cpp tsan/threads.cpp aarch64/engine_hash.cpp)
+ENGINE_FLAGS := -O3 -std=c++20 -pthread -Icsrc -Itests -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd
+test-aarch64: $(TSAN)/torch_includes
+	mkdir -p $(AARCH64)
+	$(CXX) $(ENGINE_FLAGS) @$(TSAN)/torch_includes $(ENGINE_HASH) -o $(AARCH64)/native -ldl
+	$(AARCH64_CXX) $(ENGINE_FLAGS) @$(TSAN)/torch_includes $(ENGINE_HASH) -o $(AARCH64)/emulated -ldl
+	$(AARCH64)/native > $(AARCH64)/native.txt
+	$(AARCH64_RUN) $(AARCH64)/emulated > $(AARCH64)/emulated.txt
+	diff $(AARCH64)/native.txt $(AARCH64)/emulated.txt
+	tail -n 1 $(AARCH64)/emulated.txt
 
 # The package with its CUDA kernels, in a second environment with a CUDA build of torch: compiled,
 # linked, imported and tested, with or without a GPU.
