@@ -7,7 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc fused_optim -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.py' -o -name '*.pyi' | grep -v _build.py)
 
-.PHONY: bench test test-frameworks lint docs format sanitize tsan cuda-build clean
+.PHONY: bench test test-frameworks test-versions test-aarch64 smoke lint docs format sanitize tsan \
+  cuda-build clean
 .DELETE_ON_ERROR:
 
 bench: $(VENV)/.installed
@@ -84,6 +85,22 @@ $(TSAN)/torch_includes: $(VENV)/.torch
 
 -include $(TSAN_OBJECTS:.o=.d)
 
+# One result on every architecture: the CPU engine natively and, by an emulator, as aarch64. By hand,
+# with qemu-user and a cross compiler (Debian: qemu-user, g++-aarch64-linux-gnu).
+AARCH64 := build/aarch64
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+AARCH64_RUN ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+ENGINE_HASH := $(wildcard csrc/cpu/*.cpp) $(addprefix tests/,tsan/steps.cpp tsan/norms.cpp tsan/threads.cpp aarch64/engine_hash.cpp)
+ENGINE_FLAGS := -O3 -std=c++20 -pthread -Icsrc -Itests -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd
+test-aarch64: $(TSAN)/torch_includes
+	mkdir -p $(AARCH64)
+	$(CXX) $(ENGINE_FLAGS) @$(TSAN)/torch_includes $(ENGINE_HASH) -o $(AARCH64)/native -ldl
+	$(AARCH64_CXX) $(ENGINE_FLAGS) @$(TSAN)/torch_includes $(ENGINE_HASH) -o $(AARCH64)/emulated -ldl
+	$(AARCH64)/native > $(AARCH64)/native.txt
+	$(AARCH64_RUN) $(AARCH64)/emulated > $(AARCH64)/emulated.txt
+	diff $(AARCH64)/native.txt $(AARCH64)/emulated.txt
+	tail -n 1 $(AARCH64)/emulated.txt
+
 # The package with its CUDA kernels, in a second environment with a CUDA build of torch: compiled,
 # linked, imported and tested, with or without a GPU.
 CUDA_VENV ?= .venv-cuda
@@ -95,6 +112,22 @@ cuda-build:
 	$(CUDA_BUILD) $(MAKE) VENV="$(CUDA_VENV)" TORCH="$(CUDA_TORCH)" "$(CUDA_VENV)/.installed"
 	$(CUDA_VENV)/bin/python -m fused_optim info
 	$(CUDA_BUILD) $(CUDA_VENV)/bin/pytest -n auto
+
+# The lowest and the newest torch that the package promises: built for the CPU and given a short run
+# over everything (the whole suite is for the torch of `make test`). The environments, of several
+# gigabytes where torch brings CUDA's libraries, are kept until this file or pyproject.toml changes.
+LOWEST_TORCH ?= torch==2.7.1
+NEWEST_TORCH ?= torch
+VERSIONS ?= $(HOME)/.cache/fused_optim/versions-$(shell cat Makefile pyproject.toml | sha256sum | cut -c1-16)
+test-versions:
+	mkdir -p "$(VERSIONS)" && touch "$(VERSIONS)"
+	$(MAKE) smoke VENV="$(VERSIONS)/lowest" TORCH="$(LOWEST_TORCH)"
+	$(MAKE) smoke VENV="$(VERSIONS)/newest" TORCH="$(NEWEST_TORCH)"
+
+smoke: $(VENV)/.torch
+	FUSED_OPTIM_CUDA=0 $(BIN)/pip install --quiet ".[test]"
+	cd tests && $(abspath $(BIN))/python -m fused_optim info
+	$(BIN)/pytest -n auto tests/smoke.py
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

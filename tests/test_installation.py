@@ -1,8 +1,11 @@
 """The build, as a user meets it: messages, sdist, one OpenMP runtime, memory."""
 
+import email
+import importlib.metadata
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -91,21 +94,57 @@ def test_isa_that_the_processor_lacks():
     assert "this processor does not support it" in result.stderr
 
 
+def requirements(metadata):
+    """Those on torch, of a package's metadata."""
+    lines = email.message_from_bytes(metadata).get_all("Requires-Dist")
+    return [line for line in lines if line.startswith("torch") and "extra" not in line]
+
+
+def test_the_wheel_requires_the_torch_that_it_is_built_for(tmp_path):
+    hook = "prepare_metadata_for_build_wheel"
+    subprocess.run(
+        [sys.executable, "-c", f"import build_backend; build_backend.{hook}({str(tmp_path)!r})"],
+        cwd=ROOT, check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
+    installed = importlib.metadata.version("torch")
+    assert requirements(metadata.read_bytes()) == [f"torch=={installed}"]
+    assert torch.__version__.startswith(installed)
+
+
 def test_sdist_has_every_source(tmp_path):
+    # A copy, as setuptools packs what an old egg-info lists, whatever MANIFEST.in says.
+    unwanted = shutil.ignore_patterns(".git", ".venv*", "*.egg-info", "build", "results")
+    tree = shutil.copytree(ROOT, tmp_path / "tree", ignore=unwanted)
     subprocess.run(
         [
             sys.executable, "-c",
             f"import build_backend; build_backend.build_sdist({str(tmp_path)!r})",
         ],
-        cwd=ROOT, check=True, capture_output=True, timeout=300,
+        cwd=tree, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         packed = {name.partition("/")[2] for name in tar.getnames()}
+        metadata = tar.extractfile(f"{tar.getnames()[0].partition('/')[0]}/PKG-INFO").read()
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
     python_files = {f"fused_optim/{p.name}" for p in (ROOT / "fused_optim").glob("*.py*")}
     assert sources | python_files - {"fused_optim/_build.py"} <= packed
-    assert {"setup.py", "build_backend.py", "pyproject.toml"} <= packed
+    assert {"setup.py", "build_backend.py", "build_checks.py", "pyproject.toml"} <= packed
+    # `make test` passes from there, too.
+    patterns = (
+        "tests/**/*.py",
+        "tests/**/*.cpp",
+        "tests/**/*.h",
+        "benchmarks/**/*.py",
+        "benchmarks/*.sh",
+        "benchmarks/workloads/*",
+        "examples/*.py",
+        "docs/**/*.md",
+    )
+    used = {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
+    assert used | {"Makefile", ".clang-format"} <= packed
+    assert requirements(metadata) == ["torch>=2.7"]
 
 
 def test_build_without_torch_is_one_message():

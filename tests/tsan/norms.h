@@ -17,6 +17,8 @@ class ManyGradients {
   /// All norms, then the gradients scaled.
   void measure_and_scale();
   bool has_same_bits(const ManyGradients& other) const;
+  const std::vector<Gradient>& entries() const { return gradients_.entries; }
+  const std::vector<double>& results() const { return results_; }
 
  private:
   Bytes memory_;

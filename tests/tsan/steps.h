@@ -31,6 +31,8 @@ class Tensors {
   /// Some steps, each with gradients of its own.
   void run_steps();
   bool has_same_bits(const Tensors& other) const;
+  /// Of all tensors, one after the other; empty where the case has no such operand.
+  const Bytes& operand(int operand) const { return operands_[operand]; }
 
  private:
   void add_groups();
