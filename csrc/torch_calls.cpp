@@ -5,13 +5,18 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/MaybeOwned.h>
 #include <torch/csrc/autograd/python_variable.h>
+
+#include <type_traits>
 
 namespace fused_optim {
 
-const at::Tensor& unpack(PyObject* object) {
-  return THPVariable_Unpack(object);
-}
+// A tensor, or in older versions of torch one that may be borrowed: then a flag comes before it.
+using Held = decltype(THPVariable::cdata);
+static_assert(std::is_same_v<Held, at::Tensor> || std::is_same_v<Held, c10::MaybeOwned<at::Tensor>>,
+              "this version of torch holds tensors in another way");
+const ptrdiff_t kTensorOffset = offsetof(THPVariable, cdata) + sizeof(Held) - sizeof(at::Tensor);
 
 PyObject* object_of(const at::Tensor& tensor) {
   return THPVariable_Wrap(tensor);

@@ -7,14 +7,23 @@
 #include <Python.h>
 #include <torch/csrc/Export.h>
 
+#include <cstddef>
+
 // torch's own, declared again: torch_calls.cpp, which sees both, does not compile if they differ.
 TORCH_PYTHON_API extern PyObject* THPVariableClass;
 TORCH_PYTHON_API extern PyObject* ParameterClass;
 
 namespace fused_optim {
 
-/// The tensor of a torch.Tensor object, which owns it.
-const at::Tensor& unpack(PyObject* object);
+/// Where a torch.Tensor object holds its tensor, in bytes.
+extern const ptrdiff_t kTensorOffset;
+
+/// The tensor of a torch.Tensor object, which owns it. Inline: a step asks a dozen times for each
+/// parameter.
+inline const at::Tensor& unpack(PyObject* object) {
+  return *reinterpret_cast<const at::Tensor*>(reinterpret_cast<const char*>(object) +
+                                              kTensorOffset);
+}
 
 /// A new reference to the tensor's object. Makes one, which can run Python code, where it has none;
 /// nullptr with a Python error set if that failed.
