@@ -7,6 +7,8 @@
 #include <Python.h>
 #include <torch/csrc/Export.h>
 
+#include <cstddef>
+
 // torch's own, declared again: torch_calls.cpp, which sees both, does not compile if they differ.
 TORCH_PYTHON_API extern PyObject* THPVariableClass;
 TORCH_PYTHON_API extern PyObject* ParameterClass;
