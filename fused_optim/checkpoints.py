@@ -1,29 +1,33 @@
 """What loading a checkpoint does beyond torch's ``load_state_dict``."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fused_optim import _C
-from fused_optim.step_options import remove_step_options
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["keep_dtype_of_scalar_states", "without_step_options"]
+__all__ = ["keep_dtype_of_scalar_states", "last_load_hook"]
 
 
-def without_step_options(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state dict with groups that hold no step options.
+@contextlib.contextmanager
+def last_load_hook(optimizer: "FusedOptimizer") -> Iterator[list[dict[str, Any]]]:
+    """Collects the state dict that is loaded, as the optimizer's own hooks have left it."""
+    loaded: list[dict[str, Any]] = []
 
-    Raises:
-        ValueError: where a group has others than the optimizer.
-    """
-    groups = [dict(group) for group in state_dict["param_groups"]]
-    for number, group in enumerate(groups):
-        remove_step_options(group, optimizer, f"group {number} of the state dict")
-    return {**state_dict, "param_groups": groups}
+    def collect(_: object, state_dict: dict[str, Any]) -> None:
+        loaded.append(state_dict)
+
+    hook = optimizer.register_load_state_dict_pre_hook(collect)
+    try:
+        yield loaded
+    finally:
+        hook.remove()
 
 
 def keep_dtype_of_scalar_states(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["ASKED_FOR", "OWN_INIT_GROUP", "Fallback", "note"]
+__all__ = ["ASKED_FOR", "COMPILED", "OWN_INIT_GROUP", "Fallback", "note"]
 
 _log = logging.getLogger("fused_optim")
 
@@ -23,6 +23,7 @@ class Fallback(NamedTuple):
 
 
 ASKED_FOR = Fallback("foreach=True, fused=False or differentiable=True was asked for", True)
+COMPILED = Fallback("torch.compile traces torch's own step", True)
 OWN_INIT_GROUP = Fallback("an _init_group of its own prepares torch's step", False)
 
 
@@ -46,18 +47,18 @@ def note(optimizer: "FusedOptimizer", fallback: Fallback | None) -> None:
             f"{name}: FUSED_OPTIM_STRICT=1, and the kernels don't take this step: {reason}"
         )
     if not fused.has_warned:
-        fused.has_warned = True
         warnings.warn(
             f"{name}: this step is torch.optim's own and not fused, since the kernels don't take "
             f"it: {reason}. It is said once; optimizer.fallback_reason says it after each step",
             stacklevel=_frames_below_the_caller(),
         )
+        fused.has_warned = True  # not where the warning is raised as an error
 
 
 def _frames_below_the_caller() -> int:
     """For warnings: how far up the code lies that called the optimizer, beyond torch's wrappers."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(
         ("fused_optim.", "torch.")
     ):
         level, frame = level + 1, frame.f_back

@@ -15,9 +15,10 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fused_optim._extension import RULES
 from fused_optim.averages import EmaParameters
-from fused_optim.checkpoints import keep_dtype_of_scalar_states, without_step_options
-from fused_optim.own_state import OwnState
-from fused_optim.shards import constructed_by
+from fused_optim.checkpoints import keep_dtype_of_scalar_states, last_load_hook
+from fused_optim.fallback import COMPILED
+from fused_optim.own_state import OwnStateOf
+from fused_optim.shards import constructed_by, refuse_for_a_shard
 from fused_optim.step_options import (
     StepOption,
     at_least_0,
@@ -35,8 +36,6 @@ __all__ = ["FusedOptimizer", "Optimizer", "ParamsT"]
 FUSED_CLASSES: dict[type[Optimizer], type["FusedOptimizer"]] = {}
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     _Base = Optimizer
 else:
     _Base = object
@@ -88,7 +87,7 @@ class FusedOptimizer(_Base):
     _torch_class: ClassVar[type[Optimizer]]
     #: Whether a subclass has an ``_init_group`` of its own, which torch's step asks.
     _prepares_groups: ClassVar[bool] = False
-    _fused: OwnState
+    _fused = OwnStateOf()
 
     max_grad_norm = StepOption(at_least_0)
     skip_nonfinite = StepOption(yes_or_no)
@@ -115,11 +114,6 @@ class FusedOptimizer(_Base):
         if ema_decay is not None:
             self.ema_decay = ema_decay
         super().__init__(*args, **kwargs)
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Self":
-        optimizer = super().__new__(cls)
-        optimizer._fused = OwnState()
-        return optimizer
 
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -179,6 +173,10 @@ class FusedOptimizer(_Base):
     def _step_supports_amp_scaling(self, value: bool) -> None:
         self._fused.supports_amp_scaling = value  # torch's constructors do, for fused=True
 
+    @_step_supports_amp_scaling.deleter
+    def _step_supports_amp_scaling(self) -> None:
+        self._fused.supports_amp_scaling = None
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs a single optimization step.
 
@@ -194,7 +192,8 @@ class FusedOptimizer(_Base):
         """
         if not torch.compiler.is_compiling():
             return step(self, closure)
-        if not self._fused.has_options:
+        if not self._fused.has_options and not self._fused.has_averages:
+            self._fused.fallback_reason = COMPILED.reason
             return self._torch_step(self, closure)
         return self._untraced_step(closure)
 
@@ -218,6 +217,8 @@ class FusedOptimizer(_Base):
                 be written, or shares memory with another one or a parameter. On leaving, naming
                 the parameters, if some could not be given their values back; all others have them.
         """
+        refuse_for_a_shard(self, "ema_parameters()")
+        self._fused.has_averages = True
         return EmaParameters(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -240,9 +241,12 @@ class FusedOptimizer(_Base):
         return f"{text.removesuffix(')')}Step options\n{lines})" if options else text
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_step_options": self._fused.saved()}
+        return {**super().__getstate__(), "_step_options": self._fused.__getstate__()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "defaults" not in state:  # load_state_dict, after its hooks; else a copy or a pickle
+            for number, group in enumerate(state["param_groups"]):
+                remove_step_options(group, self, f"group {number} of the state dict")
         super().__setstate__({k: v for k, v in state.items() if k != "_step_options"})
         if "_step_options" in state:
             self._fused.restore(state["_step_options"])
@@ -261,5 +265,6 @@ class FusedOptimizer(_Base):
         Args:
             state_dict (dict): what :meth:`state_dict` returned, here or in torch.
         """
-        super().load_state_dict(without_step_options(self, state_dict))
-        keep_dtype_of_scalar_states(self, state_dict)
+        with last_load_hook(self) as loaded:
+            super().load_state_dict(state_dict)
+        keep_dtype_of_scalar_states(self, loaded[-1])

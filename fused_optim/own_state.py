@@ -1,11 +1,11 @@
 """What a fused optimizer has beyond what its torch class has, in one object."""
 
-from typing import Any
+from typing import Any, overload
 
 from fused_optim import _C
 from fused_optim.step_options import STEP_OPTIONS
 
-__all__ = ["OwnState"]
+__all__ = ["OwnState", "OwnStateOf"]
 
 #: What steps find, beside the options.
 _FOUND = ("grad_norm", "skipped_steps")
@@ -27,18 +27,40 @@ class OwnState:
         #: Why the last step was torch's own; None if it ran on the kernels.
         self.fallback_reason: str | None = None
         self.has_warned = False
+        #: Whether parameters have averages, or may have been exchanged with them.
+        self.has_averages = False
         #: Whose rank's share of the parameters this is, None where it is all of them.
         self.sharded_by: str | None = None
         #: What was assigned to ``_step_supports_amp_scaling``, None for nothing.
         self.supports_amp_scaling: bool | None = None
 
-    def saved(self) -> dict[str, Any]:
-        """What a copy or pickle of the optimizer keeps of it: options, findings, whose share."""
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or pickle keeps: options, findings, whose share."""
         options = {name: getattr(self.options, name) for name in (*STEP_OPTIONS, *_FOUND)}
         return {**options, "sharded_by": self.sharded_by}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        OwnState.__init__(self)
+        self.restore(saved)
 
     def restore(self, saved: dict[str, Any]) -> None:
         self.sharded_by = saved.get("sharded_by")
         for name in saved.keys() - {"sharded_by"}:
             setattr(self.options, name, saved[name])
         self.has_options = self.options.any
+        self.has_averages = self.options.ema_decay is not None
+
+
+class OwnStateOf:
+    """The class attribute that gives each optimizer its own, however it came to its class: by the
+    constructor, unpickled, by ``object.__new__``, or by assigning to ``__class__``."""
+
+    @overload
+    def __get__(self, optimizer: None, owner: type) -> "OwnStateOf": ...
+    @overload
+    def __get__(self, optimizer: object, owner: type) -> OwnState: ...
+    def __get__(self, optimizer: object | None, owner: type) -> "OwnState | OwnStateOf":
+        if optimizer is None:
+            return self
+        own: OwnState = optimizer.__dict__.setdefault("_fused", OwnState())
+        return own

@@ -109,7 +109,12 @@ def _load_module(name: str, main: ModuleType) -> CodeType:
         if spec is not None and spec.submodule_search_locations is not None:
             name += ".__main__"
             spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        # As Python does: what a package imports in vain is shown with its frames.
+        if error.name is None or (name != error.name and not name.startswith(error.name + ".")):
+            raise
+        _exit(1, f"error while finding module {name!r}: {type(error).__name__}: {error}")
+    except ValueError as error:
         _exit(1, f"error while finding module {name!r}: {type(error).__name__}: {error}")
     if spec is None:
         _exit(1, f"no module named {name}")

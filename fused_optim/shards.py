@@ -1,30 +1,29 @@
-"""Optimizers that hold one rank's part of the parameters: what they can't know is the norm.
+"""Optimizers that hold one rank's part of the parameters: what they can't do is what needs all.
 
 ZeroRedundancyOptimizer gives each rank some of the parameters, FullyShardedDataParallel (FSDP1)
-some elements of each, all as plain tensors. Clipping by the norm of such a part, or skipping where
-it is not finite, would do something else on each rank, and nobody would be told.
+some elements of each, all as plain tensors. Clipping by the norm of such a part, skipping where it
+is not finite, or zeroing some of a model's gradients would do something else on each rank, and
+nobody would be told.
 """
 
+import gc
 import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
+from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["check_norm_is_whole", "constructed_by", "refuse_norm_of_a_shard"]
+__all__ = ["check_norm_is_whole", "constructed_by", "owned_by", "refuse_for_a_shard"]
 
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
+_ZERO_CLASS = "ZeroRedundancyOptimizer"
 _FSDP1 = "torch.distributed.fsdp._flat_param"
 #: What FSDP1 sets on flat parameters and on the original ones whose memory lies in them.
 _FSDP1_MARK = "_fsdp_flattened"
-
-_ADVICE = (
-    "Each rank would clip or skip by the norm of its own part. Clip the gradients before the step "
-    "instead, with {}"
-)
 
 
 def constructed_by() -> str | None:
@@ -35,19 +34,34 @@ def constructed_by() -> str | None:
     if _ZERO not in sys.modules:
         return None
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != _ZERO:
+    while frame is not None:
+        is_zeros = frame.f_globals.get("__name__") == _ZERO
+        if is_zeros and frame.f_code.co_name == "_init_local_optimizer":
+            break
         frame = frame.f_back
     if frame is None or getattr(frame.f_locals.get("self"), "world_size", 2) == 1:
         return None
-    return "ZeroRedundancyOptimizer"
+    return _ZERO_CLASS
 
 
-def refuse_norm_of_a_shard(optimizer: "FusedOptimizer", option: str) -> None:
+def owned_by(optimizer: Optimizer) -> str | None:
+    """The same of an optimizer that exists: who has it as its rank's share."""
+    if _ZERO not in sys.modules:
+        return None
+    zero = getattr(sys.modules[_ZERO], _ZERO_CLASS)
+    for owner in gc.get_objects():
+        if type(owner) is zero and vars(owner).get("optim") is optimizer and owner.world_size > 1:
+            return _ZERO_CLASS
+    return None
+
+
+def refuse_for_a_shard(optimizer: "FusedOptimizer", what: str) -> None:
     """Raises RuntimeError if the optimizer is one rank's share of another one."""
     if optimizer._fused.sharded_by is not None:
         raise RuntimeError(
-            f"fused_optim.{optimizer._name}: {option} within {optimizer._fused.sharded_by}. "
-            + _ADVICE.format("torch.nn.utils.clip_grad_norm_: all ranks have all gradients")
+            f"fused_optim.{optimizer._name}: {what} within {optimizer._fused.sharded_by}, where "
+            "each rank's optimizer sees its own share of the parameters alone. All ranks have all "
+            "gradients: clip (torch.nn.utils.clip_grad_norm_) and zero them around the step"
         )
 
 
@@ -62,6 +76,7 @@ def check_norm_is_whole(optimizer: "FusedOptimizer") -> None:
             if getattr(param, _FSDP1_MARK, False):
                 raise RuntimeError(
                     f"fused_optim.{optimizer._name}: group {number}, parameter {index}: "
-                    "max_grad_norm or skip_nonfinite with FullyShardedDataParallel. "
-                    + _ADVICE.format("FullyShardedDataParallel.clip_grad_norm_")
+                    "max_grad_norm or skip_nonfinite with FullyShardedDataParallel. Each rank "
+                    "would clip or skip by the norm of its own part. Clip the gradients before the "
+                    "step instead, with FullyShardedDataParallel.clip_grad_norm_"
                 )

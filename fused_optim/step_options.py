@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fused_optim import _C
-from fused_optim.shards import refuse_norm_of_a_shard
+from fused_optim.shards import refuse_for_a_shard
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -28,8 +28,8 @@ STEP_OPTIONS: dict[str, Any] = {
     "ema_decay": None,
 }
 
-#: Those that need the norm of all gradients.
-_OF_THE_NORM = ("max_grad_norm", "skip_nonfinite")
+#: Those that must see all gradients, not one rank's share of them.
+_OF_ALL_GRADIENTS = ("max_grad_norm", "skip_nonfinite", "zero_grads")
 
 
 class StepOption:
@@ -53,10 +53,11 @@ class StepOption:
     def __set__(self, optimizer: "FusedOptimizer", value: Any) -> None:
         value = self.check(self.name, value)
         fused = optimizer._fused
-        if self.name in _OF_THE_NORM and value != STEP_OPTIONS[self.name]:
-            refuse_norm_of_a_shard(optimizer, self.name)
+        if self.name in _OF_ALL_GRADIENTS and value != STEP_OPTIONS[self.name]:
+            refuse_for_a_shard(optimizer, self.name)
         setattr(fused.options, self.name, value)
         fused.has_options = fused.options.any
+        fused.has_averages = fused.has_averages or fused.options.ema_decay is not None
 
 
 def set_options(options: _C.StepOptions) -> dict[str, Any]:

@@ -4,24 +4,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.optim.optimizer import Optimizer
 
 from fused_optim import _C
 from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
 from fused_optim.shards import check_norm_is_whole
+from fused_optim.torch_class import check_graph_capture
 from fused_optim.torch_step import torch_step
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
 __all__ = ["general_fallback", "step"]
-
-#: torch's check that a step in a CUDA graph was made for it, which 2.11 renamed.
-_GRAPH_CHECK = next(
-    name
-    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
-    if hasattr(Optimizer, name)
-)
 
 
 def step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -> Any:
@@ -31,7 +24,7 @@ def step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -> Any:
         raise RuntimeError("step() inside ema_parameters(): the averages would be trained")
     if "capturable" in optimizer.defaults and torch.cuda.is_initialized():
         # CUDA graphs are for optimizers whose groups say capturable=True: torch's own check.
-        getattr(optimizer, _GRAPH_CHECK)()
+        check_graph_capture(optimizer)
     loss = None
     if closure is not None:
         with torch.enable_grad():

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_for_torch"]
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 class _Place(NamedTuple):
     """A parameter as errors speak of it."""
@@ -41,28 +43,58 @@ def check_for_torch(optimizer: "FusedOptimizer", reset_flags: tuple[str, ...]) -
         reset_flags: names of the groups' flags that it will find at None.
 
     Raises:
-        RuntimeError: that names group, parameter and tensor, where a state is missing, or is of
-            another shape or on another device than its parameter.
+        RuntimeError: that names group, parameter and tensor, where a state is missing, is no
+            tensor, can't be written, or where a state or gradient is of another shape or on another
+            device than its parameter.
         Exception: what torch's step raises for gradients and states of these dtypes and layouts.
     """
+    prepares_groups = optimizer._prepares_groups or "_init_group" in vars(optimizer)
     for number, group in enumerate(optimizer.param_groups):
-        states = [
-            (name, is_scalar)
+        states = {
+            name: is_scalar
             for name, enabled_by, is_scalar in _C.states(optimizer._rule)
             if enabled_by is None or group.get(enabled_by)
-        ]
+        }
         rehearsed: set[tuple[object, ...]] = set()
         for index, param in enumerate(group["params"]):
             if param.grad is None:
                 continue
             place = _Place(optimizer._name, number, index)
             state = optimizer.state.get(param) or {}
-            for name, is_scalar in states if state else ():
+            _check_gradient(place, param, param.grad)
+            for name, is_scalar in states.items() if state else ():
                 _check_state(place, param, state, name, is_scalar)
-            kind = _kind_of(param, state)
-            if kind not in rehearsed and not _is_uniform(param, state):
+            if prepares_groups:  # a rehearsal would call the user's code
+                continue
+            known = {name: value for name, value in state.items() if name in states}
+            kind = _kind_of(param, known)
+            if kind not in rehearsed and _is_unusual(param, known, group):
                 rehearsed.add(kind)
-                _rehearse(place, optimizer, group, param, state, reset_flags)
+                _rehearse(place, optimizer, group, param, known, reset_flags)
+
+
+def _check_gradient(place: _Place, param: Tensor, grad: Tensor) -> None:
+    _check_writable(place, param, "param")
+    if grad.is_meta != param.is_meta or (grad.dim() > 0 and grad.device != param.device):
+        place.fail("grad", f"is on {grad.device}, the parameter on {param.device}")
+    if grad.shape == param.shape:
+        return
+    try:
+        fits = torch.broadcast_shapes(grad.shape, param.shape) == param.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        place.fail("grad", f"has shape {list(grad.shape)}, the parameter {list(param.shape)}")
+
+
+def _check_writable(place: _Place, tensor: Tensor, name: str) -> None:
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        place.fail(name, "is an inference tensor, which can't be written outside InferenceMode")
+    if type(tensor) not in _PLAIN or tensor.layout != torch.strided:
+        return
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    if any(size > 1 and stride == 0 for size, stride in strides):
+        place.fail(name, "is expanded: several of its elements are one place in memory")
 
 
 def _check_state(
@@ -73,7 +105,16 @@ def _check_state(
         if "step" in state:  # torch makes all states at once where it keeps a step
             place.fail(name, "is missing from the state")
         return
-    if is_scalar or not isinstance(value, Tensor):
+    if not isinstance(value, Tensor):
+        if not is_scalar:
+            place.fail(name, f"is no tensor but {type(value).__name__}")
+        return
+    _check_writable(place, value, name)
+    if is_scalar:
+        if value.numel() != 1:
+            place.fail(name, f"has shape {list(value.shape)}, not one element")
+        if value.is_meta and not param.is_meta:
+            place.fail(name, f"is on {value.device}, the parameter on {param.device}")
         return
     if value.shape != param.shape:
         place.fail(name, f"has shape {list(value.shape)}, the parameter {list(param.shape)}")
@@ -85,20 +126,24 @@ def _operands(param: Tensor, state: dict[str, Any]) -> Iterator[Tensor]:
     assert param.grad is not None
     yield param
     yield param.grad
-    yield from (value for value in state.values() if isinstance(value, Tensor) and value.dim() > 0)
+    yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
 def _kind_of(param: Tensor, state: dict[str, Any]) -> tuple[object, ...]:
     names = tuple(state)
-    return names, *((x.dtype, x.layout) for x in _operands(param, state))
+    return names, *((x.dtype, x.layout, x.dim() == 0) for x in _operands(param, state))
 
 
-def _is_uniform(param: Tensor, state: dict[str, Any]) -> bool:
-    """Whether all are as torch makes them; of subclasses nobody knows what they take."""
-    if type(param) not in (Tensor, torch.nn.Parameter):
+def _is_unusual(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
+    """Whether torch would not have made them so. Of subclasses nobody knows what they take."""
+    if type(param) not in _PLAIN:
+        return False
+    if group.get("capturable"):  # refused on some devices
         return True
-    return all(
-        x.dtype == param.dtype and x.layout == torch.strided for x in _operands(param, state)
+    return not all(
+        x.layout == torch.strided
+        and (x.dtype == param.dtype or (x.dim() == 0 and x.dtype.is_floating_point))
+        for x in _operands(param, state)
     )
 
 
@@ -116,10 +161,10 @@ def _rehearse(
     def like(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if value.dim() == 0:
+        if value.dim() == 0 or value.numel() == 1:
             return value.detach().clone()
         tiny = torch.zeros(shape, dtype=value.dtype, device=value.device)
-        return tiny.to_sparse() if value.layout == torch.sparse_coo else tiny
+        return tiny if value.layout == torch.strided else tiny.to_sparse(layout=value.layout)
 
     tiny = like(param)
     _C.set_grads([tiny], [like(param.grad)])  # of any dtype
@@ -134,6 +179,15 @@ def _rehearse(
     try:
         optimizer._torch_step(shadow)
     except Exception as error:
-        if param.grad.layout != torch.strided:
+        if param.grad is not None and param.grad.layout != torch.strided:
             raise  # in torch's words alone, which code looks for
-        raise type(error)(f"{place.text()}{error}") from error
+        raise _named(error, place) from error
+
+
+def _named(error: Exception, place: _Place) -> Exception:
+    """The error with the parameter's place in its text, of the same type where that can be."""
+    text = f"{place.text()}{error}"
+    try:
+        return type(error)(text)
+    except Exception:  # whose constructor wants something else
+        return RuntimeError(text)

@@ -4,7 +4,15 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["constructor_like", "unhooked"]
+from torch.optim import Optimizer
+
+__all__ = ["check_graph_capture", "constructor_like", "unhooked"]
+
+#: torch's check that a step in a CUDA graph was made for it, by its name since 2.11 or before.
+check_graph_capture: Callable[[Optimizer], None] = (
+    getattr(Optimizer, "_accelerator_graph_capture_health_check", None)
+    or Optimizer._cuda_graph_capture_health_check
+)
 
 
 def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:

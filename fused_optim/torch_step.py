@@ -56,7 +56,8 @@ def _decide(
     is_done = found_inf is None or float(found_inf) == 0
     scale = 1.0 if grad_scale is None else float(grad_scale)
     coefficient = None
-    if options.max_grad_norm is not None or options.skip_nonfinite:
+    # On the meta device there is no norm to clip by.
+    if options.needs_norm and not any(p.is_meta for p in params):
         norm = _total_norm([p.grad for p in params if p.grad is not None]) / scale
         is_done = is_done and not (options.skip_nonfinite and not norm.isfinite())
         if options.max_grad_norm is not None:

@@ -70,17 +70,20 @@ def _optimizers_of(path: str, factory: str) -> list[Optimizer]:
     spec = importlib.util.spec_from_file_location("script", path)
     if spec is None or spec.loader is None or not os.path.exists(path):
         sys.exit(f"python -m fused_optim info: no Python script at {path!r}")
-    module = importlib.util.module_from_spec(spec)
+    # Under its name from the start: dataclasses and pickle look there.
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
     spec.loader.exec_module(module)
     if not callable(getattr(module, factory, None)):
         sys.exit(f"python -m fused_optim info: {path!r} has no function {factory!r}")
     made = getattr(module, factory)()
-    made = list(made) if isinstance(made, Iterable) else [made]
-    others = [type(item).__name__ for item in made if not isinstance(item, Optimizer)]
-    if others:
-        sys.exit(f"python -m fused_optim info: {factory}() returned {others[0]}, no optimizer")
-    return made
+    items = made.values() if isinstance(made, dict) else made
+    items = list(items) if isinstance(items, Iterable) else [items]
+    optimizers = [item for item in items if isinstance(item, Optimizer)]
+    if not optimizers:  # beside schedulers they may be
+        name = type(made).__name__
+        sys.exit(f"python -m fused_optim info: {factory}() returned {name}, no optimizer")
+    return optimizers
 
 
 def _answer(optimizer: Optimizer) -> str:
@@ -88,6 +91,8 @@ def _answer(optimizer: Optimizer) -> str:
         reason = why_not(optimizer)
     except TypeError as error:
         return f"would not fuse: {error}"
+    except RuntimeError as error:
+        return f"would fail: {error}"
     return "would fuse" if reason is None else f"would take torch's own step: {reason}"
 
 

@@ -1,9 +1,11 @@
 """fuse(), replacing torch.optim's own classes, and `python -m fused_optim info`."""
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -142,6 +144,41 @@ def test_fuse_refuses_a_subclass_with_a_step_of_its_own(cls, part):
     assert type(optimizer) is cls
 
 
+class OwnClipping(torch.optim.AdamW):
+    max_grad_norm = 0.5
+
+
+class Registered(torch.optim.SGD):
+    def __init_subclass__(cls, *, key, **options):
+        super().__init_subclass__(**options)
+
+
+def test_fuse_refuses_what_it_would_change():
+    params = make_params([(3,)])
+    by_class, by_attribute = OwnClipping(params), torch.optim.SGD(params, lr=0.1)
+    by_attribute.grad_norm = 1.0
+    for optimizer, name in ((by_class, "max_grad_norm"), (by_attribute, "grad_norm")):
+        cls = type(optimizer)
+        with pytest.raises(TypeError, match=f"its attribute {name} would be"):
+            fused_optim.fuse(optimizer)
+        assert type(optimizer) is cls and "_fused" not in vars(optimizer)
+    with pytest.raises(TypeError, match="lets none be made: .*key"):
+        fused_optim.fuse(Registered(params, lr=0.1))
+
+
+def test_a_fused_subclass_goes_with_its_class():
+    def made():
+        class Mine(torch.optim.SGD):
+            pass
+
+        optimizer = fused_optim.fuse(Mine(make_params([(3,)]), lr=0.1))
+        return weakref.ref(Mine), weakref.ref(type(optimizer))
+
+    references = made()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+
+
 def test_fuse_resets_the_flags_of_what_is_fused_already():
     params = make_params([(3,)])
     for flags in ({"foreach": True}, {"fused": True}, {"fused": False}):
@@ -179,6 +216,8 @@ def test_info():
 
 
 FACTORY = """
+from __future__ import annotations
+import dataclasses
 import torch
 
 def dense():
@@ -188,8 +227,16 @@ def several():
     wide = torch.ones(4, 6)[:, 1:3].detach().requires_grad_()
     return [torch.optim.SGD([wide], lr=0.1), torch.optim.LBFGS([wide])]
 
+def beside_a_scheduler():
+    optimizer = dense()
+    return {"optimizer": optimizer, "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1)}
+
 def model():
     return torch.nn.Linear(2, 2)
+
+@dataclasses.dataclass
+class Options:
+    lr: float = 0.1
 
 if __name__ == "__main__":
     for optimizer in (dense(), *several()):
@@ -205,6 +252,8 @@ def test_info_of_a_factory(tmp_path):
     script.write_text(FACTORY)
     info = ("-m", "fused_optim", "info")
     result = command(*info, f"{script}:dense")
+    assert result.stdout == "AdamW: would fuse\n", result.stderr
+    result = command(*info, f"{script}:beside_a_scheduler")
     assert result.stdout == "AdamW: would fuse\n", result.stderr
     first, second = command(*info, f"{script}:several").stdout.splitlines()
     assert first == "SGD: would take torch's own step: a parameter is not dense in memory"

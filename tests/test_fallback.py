@@ -153,6 +153,49 @@ def test_fused_on_the_meta_device_is_torchs_error():
     assert messages[0] == messages[1]
 
 
+def test_a_warning_raised_as_an_error_changes_nothing():
+    params = not_dense()
+    optimizer = fused_optim.Adam(params)
+    set_grads(params, seed=0)
+    before = snapshot(optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(UserWarning, match="not dense"):
+                optimizer.step()
+    assert_unchanged(optimizer, before)
+    assert len(stepped(optimizer, params)) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_step_says_so():
+    torch._dynamo.reset()
+    params = [Parameter(torch.ones(3))]
+    optimizer = fused_optim.Adam(params, ema_decay=0.5)
+    compiled = torch.compile(lambda: optimizer.step(), backend="aot_eager")
+    set_grads(params, seed=0)
+    compiled()
+    assert optimizer.fallback_reason is None  # options are not traced
+    optimizer.ema_decay = None
+    with optimizer.ema_parameters(), pytest.raises(RuntimeError, match="inside ema_parameters"):
+        compiled()
+    plain = fused_optim.Adam(params)
+    torch.compile(lambda: plain.step(), backend="aot_eager")()
+    assert "torch.compile" in plain.fallback_reason
+    plain.step()
+    assert plain.fallback_reason is None
+
+
+@pytest.mark.parametrize("name, value", [("skip_nonfinite", True), ("max_grad_norm", 1.0)])
+def test_options_on_the_meta_device(name, value):
+    model = torch.nn.Linear(3, 2, device="meta")
+    for p in model.parameters():
+        p.grad = torch.empty_like(p)
+    optimizer = fused_optim.AdamW(model.parameters(), **{name: value})
+    optimizer.step()
+    assert optimizer.grad_norm is None and optimizer.skipped_steps.item() == 0
+
+
 def test_checkpointing_of_a_model_on_the_meta_device():
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 

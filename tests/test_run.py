@@ -341,6 +341,14 @@ def test_what_cannot_be_run_is_one_line(tmp_path):
         assert line.startswith("python -m fused_optim run: ") and arguments[-1] in line
 
 
+def test_what_a_package_imports_in_vain_is_shown(tmp_path):
+    write(tmp_path / "bad/__init__.py", "import nowhere_to_be_found")
+    write(tmp_path / "bad/mod.py", "")
+    result = command(*RUN, "-m", "bad.mod", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "bad/__init__.py" in result.stderr and "nowhere_to_be_found" in result.stderr
+
+
 def test_children_of_a_module_are_fused(tmp_path):
     write(
         tmp_path / "package/train.py",

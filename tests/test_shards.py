@@ -11,6 +11,7 @@ import fused_optim
 
 WORLD = 2
 NEEDS_NORM = [{"max_grad_norm": 1.0}, {"skip_nonfinite": True}]
+NEEDS_ALL_GRADIENTS = [*NEEDS_NORM, {"zero_grads": True}]
 
 
 def in_processes(check, tmp_path):
@@ -35,18 +36,30 @@ def model_with_gradients():
 
 def check_zero():
     model = model_with_gradients()
-    for options in NEEDS_NORM:
+    for options in NEEDS_ALL_GRADIENTS:
         with pytest.raises(RuntimeError, match="within ZeroRedundancyOptimizer"):
             ZeroRedundancyOptimizer(
                 model.parameters(), optimizer_class=fused_optim.AdamW, lr=0.1, **options
             )
     optimizer = ZeroRedundancyOptimizer(
-        model.parameters(), optimizer_class=fused_optim.AdamW, lr=0.1, zero_grads=True
+        model.parameters(), optimizer_class=fused_optim.AdamW, lr=0.1, ema_decay=0.5
     )
     with pytest.raises(RuntimeError, match="within ZeroRedundancyOptimizer"):
         optimizer.optim.max_grad_norm = 1.0
+    with pytest.raises(RuntimeError, match="within ZeroRedundancyOptimizer"):
+        optimizer.optim.ema_parameters()
     optimizer.step()
     assert optimizer.optim.fallback_reason is None
+    unfused = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.AdamW, lr=0.1)
+    fused_optim.fuse(unfused.optim)
+    with pytest.raises(RuntimeError, match="within ZeroRedundancyOptimizer"):
+        unfused.optim.max_grad_norm = 1.0
+
+    def closure():  # called from within, but of its own
+        fused_optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1, max_grad_norm=1.0)
+
+    unfused.zero_grad()
+    unfused.step(closure)
     other = model_with_gradients()
     torch.optim.AdamW(other.parameters(), lr=0.1, foreach=False).step()
     for p, q in zip(model.parameters(), other.parameters(), strict=True):

@@ -88,6 +88,77 @@ def test_states_of_another_dtype_get_torchs_answer(case, dtype):
                 torch.testing.assert_close(p.detach(), q.detach())
 
 
+@pytest.mark.parametrize(
+    "name, wrong, what",
+    [
+        ("exp_avg", 0.5, "is no tensor but float"),
+        ("exp_avg", [0.0], "is no tensor but list"),
+        ("exp_avg", torch.zeros(1).expand(4, 3), "is expanded"),
+        ("step", torch.ones(2), r"has shape \[2\], not one element"),
+        ("step", torch.ones(0), r"has shape \[0\], not one element"),
+        ("step", torch.ones((), device="meta"), "is on meta"),
+    ],
+    ids=str,
+)
+def test_mangled_state_of_the_last_parameter(name, wrong, what):
+    optimizer, params = on_torchs_path(fused_optim.Adam, {})
+    optimizer.state[params[2]][name] = wrong
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match=f"group 1, parameter 0: '{name}' {what}"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
+
+
+@pytest.mark.parametrize("grad", [torch.ones(7), torch.ones(4, 3, device="meta")], ids=str)
+def test_gradients_that_do_not_fit(optimizer_class, grad):
+    optimizer, params = on_torchs_path(optimizer_class, {})
+    _C.set_grads([params[2]], [grad])
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="group 1, parameter 0: 'grad' (has shape|is on)"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
+
+
+def test_gradients_that_torch_broadcasts():
+    optimizer, params = on_torchs_path(fused_optim.SGD, {"lr": 0.5})
+    _C.set_grads([params[2]], [torch.ones(3)])
+    before = params[2].detach().clone()
+    optimizer.step()
+    assert torch.equal(params[2].detach(), before - 0.5)
+
+
+def test_capturable_where_it_is_not_supported():
+    params = [Parameter(torch.ones(4, 6)[:, 1:4])]
+    optimizer = fused_optim.Adam(params, capturable=True)
+    set_grads(params, seed=0)
+    with pytest.raises(AssertionError, match="capturable"):
+        optimizer.step()
+    assert not optimizer.state[params[0]]
+
+
+def test_no_rehearsal_with_a_users_code():
+    class Counting(fused_optim.Adam):
+        def _init_group(self, group, *lists):
+            self.calls = getattr(self, "calls", 0) + 1
+            return super()._init_group(group, *lists)
+
+    params = [Parameter(torch.ones(4))]
+    optimizer = Counting(params)
+    for seed in range(2):
+        set_grads(params, seed=seed)
+        optimizer.step()
+        optimizer.state[params[0]]["mine"] = torch.zeros(2, dtype=torch.float64)
+    assert optimizer.calls == 2
+
+
+def test_a_users_own_state_is_left_alone(optimizer_class):
+    optimizer, params = on_torchs_path(optimizer_class, {})
+    for p in params:
+        optimizer.state[p]["mine"] = torch.zeros(2, dtype=torch.float64)
+    optimizer.step()
+    assert all(torch.equal(optimizer.state[p]["mine"], torch.zeros(2).double()) for p in params)
+
+
 def test_gradients_of_another_dtype():
     """torch's AdamW fails on them, and would have stepped what comes before."""
     optimizer, params = on_torchs_path(fused_optim.AdamW, {})

@@ -103,6 +103,76 @@ def test_options_are_printed(optimizer_class):
     assert lines[-3:] == ["Step options", "    max_grad_norm: 2.0", ")"]
 
 
+class OwnPickle(fused_optim.Adam):
+    def __getstate__(self):
+        return self.__dict__.copy()
+
+
+class Bare:
+    def __new__(cls, *arguments, **options):
+        return object.__new__(cls)
+
+
+class WithBare(Bare, fused_optim.Adam):
+    pass
+
+
+def by_setstate(optimizer):
+    other = object.__new__(type(optimizer))
+    other.__setstate__(optimizer.__getstate__())
+    return other
+
+
+def by_class(optimizer):
+    other = torch.optim.Adam(optimizer.param_groups[0]["params"])
+    other.__class__ = fused_optim.Adam
+    return other
+
+
+@pytest.mark.parametrize("cls", [fused_optim.Adam, OwnPickle, WithBare])
+@pytest.mark.parametrize(
+    "made",
+    [
+        copy.copy,
+        copy.deepcopy,
+        by_setstate,
+        by_class,
+        *(lambda x, p=p: pickle.loads(pickle.dumps(x, protocol=p)) for p in range(5)),
+    ],
+)
+def test_it_is_there_however_an_optimizer_was_made(cls, made):
+    if made is by_setstate and cls is OwnPickle:
+        pytest.skip("what it pickles is not for __setstate__ alone")
+    optimizer = cls(make_params([(4,)]), max_grad_norm=1.0)
+    other = made(optimizer)
+    assert other.max_grad_norm == (None if made is by_class else 1.0)
+    params = other.param_groups[0]["params"]
+    set_grads(params, seed=0)
+    other.step()
+    assert other.fallback_reason is None
+
+
+def test_load_hooks_come_first(optimizer_class):
+    """They may unwrap what they are given, and see the caller's own type of dict."""
+    source = optimizer_class(make_params([(4,)]))
+    set_grads(source.param_groups[0]["params"], seed=0)
+    source.step()
+
+    class Saved(dict):
+        def copy(self):
+            return Saved(self)
+
+    seen = []
+    optimizer = optimizer_class(make_params([(4,)]))
+    optimizer.register_load_state_dict_pre_hook(lambda o, s: seen.append(type(s)))
+    optimizer.register_load_state_dict_pre_hook(lambda o, s: s["optimizer"])
+    optimizer.load_state_dict(Saved(optimizer=source.state_dict()))
+    assert seen == [Saved]
+    states = [list(o.state.values()) for o in (source, optimizer)]
+    assert [set(s) for s in states[0]] == [set(s) for s in states[1]]
+    assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 2
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_have_their_own(copied):
     for cls in FUSED:
@@ -125,6 +195,7 @@ def test_amp_sees_what_torchs_default_optimizer_shows(optimizer_class):
         setattr(optimizer, name, False if value is True else None)
         assert not optimizer._step_supports_amp_scaling
     if "fused" in optimizer.defaults:
+        del optimizer._step_supports_amp_scaling
         fused = optimizer_class(params, fused=True)
         assert fused._step_supports_amp_scaling
         assert not fused_optim.fuse(fused)._step_supports_amp_scaling
