@@ -17,7 +17,7 @@ from fused_optim._extension import RULES
 from fused_optim.averages import EmaParameters
 from fused_optim.checkpoints import keep_dtype_of_scalar_states, last_load_hook
 from fused_optim.fallback import COMPILED
-from fused_optim.own_state import OwnStateOf
+from fused_optim.own_state import OwnState, OwnStateOf
 from fused_optim.shards import constructed_by, refuse_for_a_shard
 from fused_optim.step_options import (
     StepOption,
@@ -103,6 +103,7 @@ class FusedOptimizer(_Base):
         ema_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
+        self.__dict__["_fused"] = OwnState()
         self._fused.sharded_by = constructed_by()
         # Before the groups are made, which may not say otherwise.
         if max_grad_norm is not None:

@@ -53,7 +53,11 @@ class OwnState:
 
 class OwnStateOf:
     """The class attribute that gives each optimizer its own, however it came to its class: by the
-    constructor, unpickled, by ``object.__new__``, or by assigning to ``__class__``."""
+    constructor, unpickled, by ``object.__new__``, or by assigning to ``__class__``.
+
+    Wrappers of the optimizer's class that hold no groups of their own get none: their
+    ``__getattr__`` asks the optimizer, whose own is meant.
+    """
 
     @overload
     def __get__(self, optimizer: None, owner: type) -> "OwnStateOf": ...
@@ -62,5 +66,7 @@ class OwnStateOf:
     def __get__(self, optimizer: object | None, owner: type) -> "OwnState | OwnStateOf":
         if optimizer is None:
             return self
+        if "param_groups" not in optimizer.__dict__:
+            raise AttributeError("_fused")
         own: OwnState = optimizer.__dict__.setdefault("_fused", OwnState())
         return own
