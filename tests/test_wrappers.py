@@ -14,8 +14,8 @@ OPTIONS = {"max_grad_norm": 1.0, "skip_nonfinite": True, "zero_grads": True, "em
 
 
 def delegating(optimizer):
-    """As LightningOptimizer does it: its class mixes in the optimizer's, and what it has not it asks
-    the optimizer for."""
+    """As LightningOptimizer does it: its class mixes in the optimizer's, and what it has not, it
+    asks the optimizer for."""
 
     class Wrapper:
         def __init__(self, inner):
