@@ -168,7 +168,8 @@ class FusedOptimizer(_Base):
         step(): as in torch only where it was asked for, by ``fused=True`` or a step option."""
         if self._fused.supports_amp_scaling is not None:
             return self._fused.supports_amp_scaling
-        return self._fused.has_options
+        # Constructors of torch's that know fused=True don't say so in every version.
+        return self._fused.has_options or bool(self.defaults.get("fused"))
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
