@@ -103,8 +103,8 @@ class BuildExt(cpp_extension.BuildExtension):
 
 def extension() -> Extension:
     cuda = use_cuda()
-    cpp = sources("*.cpp") + sources("norm/*.cpp") + sources("cpu/*.cpp") + sources("cuda/*.cpp")
-    cpp += sources("cuda/device/*.c*") if cuda else sources("cuda/no_device/*.cpp")
+    engine = "cuda/device/" if cuda else "cuda/no_device/"
+    cpp = [path for path in sources("**/*.cpp") if "device/" not in path] + sources(f"{engine}*.c*")
     flags, link_flags = CXX_FLAGS + SYSTEM_INCLUDES, []
     if os.environ.get("FUSED_OPTIM_SANITIZE") == "1":
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
@@ -116,6 +116,7 @@ def extension() -> Extension:
     return kind(
         "fused_optim._C",
         cpp,
+        include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": flags, "nvcc": NVCC_FLAGS},
         extra_link_args=link_flags,
     )

@@ -1,53 +1,27 @@
 // The Python module fused_optim._C: the only file that Python calls.
+#include "bindings.h"
+
 #include <c10/core/TensorImpl.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/Exceptions.h>
 
 #include <cstdlib>
 
+#include "base/errors.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cuda/engine.h"
-#include "cuda/host_run.h"
-#include "decide.h"
-#include "exchange.h"
-#include "finish.h"
-#include "gather.h"
-#include "gather_options.h"
-#include "launch.h"
-#include "lookup.h"
-#include "norm/total_norm.h"
+#include "gather/gather.h"
+#include "gather/gradient_list.h"
+#include "gather/lookup.h"
+#include "gather/python_tensor.h"
 #include "rules/registry.h"
-#include "step.h"
-#include "torch_calls.h"
-
-namespace py = pybind11;
+#include "run/exchange.h"
+#include "run/step.h"
+#include "run/total_norm.h"
 
 namespace fused_optim {
 namespace {
-
-/// Code of a tensor subclass that an operation has called failed: pybind11's way of saying it.
-[[noreturn]] void rethrow(python_error& error) {
-  error.restore();
-  throw py::error_already_set();
-}
-
-/// The tensor in a Python object. Throws TypeError where it is none.
-const at::Tensor& tensor_in(const py::handle& object) {
-  if (!is_tensor(object.ptr()))
-    throw py::type_error(std::string("expected a Tensor, not ") + Py_TYPE(object.ptr())->tp_name);
-  return unpack(object.ptr());
-}
-
-/// The same of a plain tensor of one element, which lies within its storage.
-const at::Tensor& number_in(const py::handle& object) {
-  const at::Tensor& tensor = tensor_in(object);
-  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
-  if (!is_plain(impl) || tensor.numel() != 1 || !lies_within_storage(impl))
-    throw py::value_error("expected a plain tensor of one element");
-  return tensor;
-}
 
 /// Calls `run`. None, or why it isn't for the kernels: (reason, whether users expect that).
 template <class Run>
@@ -66,71 +40,29 @@ py::object answer_of(Run run) {
   }
 }
 
-/// None, or why torch's own step has to do it. `name`: the optimizer's, for errors.
-py::object step(int rule, const char* name, const py::object& param_groups, const py::object& state,
-                const py::object& grad_scale, const py::object& found_inf, StepOptions* asked,
-                Exchange* exchange) {
+void check_rule(int rule) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
-  // As they are now: what runs meanwhile may change them.
-  const StepOptions options = asked == nullptr ? StepOptions() : *asked;
-  Found found{options.grad_norm, options.skipped_steps};
-  const StepInExchange in_exchange(exchange);
+}
+
+/// None, or why torch's own step has to do it. `name`: the optimizer's, for errors.
+py::object step_of(int rule, const char* name, const py::object& param_groups,
+                   const py::object& state, const py::object& grad_scale,
+                   const py::object& found_inf, StepOptions* options, Exchange* exchange) {
+  check_rule(rule);
   return answer_of([&] {
-    Amp amp(grad_scale.ptr(), found_inf.ptr());
-    if (amp.has_overflowed() && !options.any()) return;
-    Gathered gathered = gather(rule, name, param_groups.ptr(), state.ptr(), amp, options);
-    step_gathered(gathered, amp, options, state.ptr(), found);
-    if (asked != nullptr) asked->publish(found);
+    step({rule, name, param_groups.ptr(), state.ptr(), grad_scale.ptr(), found_inf.ptr()}, options,
+         exchange);
   });
 }
 
 /// The answer that step would give, without a step.
 py::object why_not_fused(int rule, const char* name, const py::object& param_groups,
                          const py::object& state, const StepOptions& options) {
-  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+  check_rule(rule);
   return answer_of([&] {
     Amp amp(Py_None, Py_None);
     gather(rule, name, param_groups.ptr(), state.ptr(), amp, options);
   });
-}
-
-/// Steps through the CUDA kernels' body on the host, with AMP's tensors, float32 step counters and
-/// scalar states read and advanced by the kernels, as on a device. Returns the number of launches.
-int step_on_host(int rule, const py::object& param_groups, const py::object& state,
-                 const py::object& grad_scale, const py::object& found_inf, StepOptions* asked,
-                 uint32_t blocks, uint32_t threads) {
-  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
-  const auto address = [](const py::object& tensor) {
-    return tensor.is_none() ? nullptr : number_in(tensor).const_data_ptr<float>();
-  };
-  StepOptions options = asked == nullptr ? StepOptions() : *asked;
-  DeviceInputs inputs{address(grad_scale), address(found_inf)};
-  Amp amp(Py_None, Py_None);
-  Gathered gathered =
-      gather(rule, kRules[rule].name, param_groups.ptr(), state.ptr(), amp, options);
-  for (const HostStep& step : gathered.steps)
-    if (step.dtype == DType::Float32)
-      gathered.table.entries[step.entry].device_step = static_cast<float*>(step.data);
-  std::erase_if(gathered.steps, [](const HostStep& s) { return s.dtype == DType::Float32; });
-  for (ScalarStates& states : gathered.table.scalar_states) states.on_device = true;
-  Decision decision;
-  if (options.needs_norm()) {
-    Conclusion conclusion = conclusion_from(options);
-    conclusion.decision = &decision;
-    conclusion.grad_scale = inputs.grad_scale;
-    conclusion.found_inf = inputs.found_inf;
-    conclusion.draw(cuda::norm_on_host(gathered.gradients, options.norm_type(), blocks));
-    inputs.decision = &decision;
-  }
-  NewStateObjects created(gathered.new_states);
-  created.link(state.ptr());
-  commit(gathered);
-  int launches = 0;
-  for_each_bucket(gathered.table, [&](const Bucket& bucket) {
-    launches += cuda::run_on_host(bucket, inputs, blocks, threads);
-  });
-  finish(gathered);
-  return launches;
 }
 
 /// None where there is none.
@@ -165,15 +97,6 @@ py::object clip_grads(const py::object& gradients, const py::object& norm, doubl
   }
 }
 
-/// Both at once through the CUDA kernels' bodies on the host. Returns the norm.
-double clip_on_host(const py::object& gradients, double norm_type, double max_norm,
-                    uint32_t blocks) {
-  const Gradients read = read_gradients(gradients.ptr());
-  const double norm = cuda::norm_on_host(read, read_norm_type(norm_type, gradients.ptr()), blocks);
-  cuda::scale_on_host(read, norm, max_norm, blocks);
-  return norm;
-}
-
 /// Gives each parameter its gradient, None for none, without the checks of `p.grad = ...`: as one
 /// call that runs no Python code before all have theirs.
 void set_grads(const py::list& params, const py::list& grads) {
@@ -195,7 +118,7 @@ std::vector<std::string> rules() {
 /// (name, the hyperparameter that switches it on or None, whether it has one element) of each state
 /// that torch keeps.
 py::list states(int rule) {
-  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+  check_rule(rule);
   const RuleSpec& spec = kRules[rule];
   py::list found;
   const auto add = [&](const char* name, const char* enabled_by, bool is_scalar) {
@@ -211,7 +134,7 @@ py::list states(int rule) {
 }
 
 std::vector<std::string> scalar_states(int rule) {
-  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+  check_rule(rule);
   std::vector<std::string> names;
   for (int i = 0; i < kRules[rule].num_scalar_states; ++i)
     names.emplace_back(kRules[rule].scalar_states[i].name);
@@ -242,7 +165,7 @@ class ExchangeContext {
     std::vector<ExchangePair> pairs;
     for (const py::handle& item : found) {
       const auto& [group, index, param, average] =
-          item.cast<std::tuple<Py_ssize_t, Py_ssize_t, py::object, py::object>>();
+          item.cast<std::tuple<int64_t, int64_t, py::object, py::object>>();
       if (!is_tensor(average.ptr()))
         Where{optimizer_.c_str(), group, index}.fail(
             kAverageName, std::string("is no tensor but ") + Py_TYPE(average.ptr())->tp_name);
@@ -286,6 +209,7 @@ PYBIND11_MODULE(_C, m) {
   }
   initialize_lookup(py::module_::import("torch.nn").attr("Parameter").ptr(),
                     py::module_::import("collections").attr("defaultdict").ptr());
+  add_bindings_for_tests(m);
   py::class_<StepOptions>(m, "StepOptions")
       .def(py::init<>())
       .def_readwrite("max_grad_norm", &StepOptions::max_grad_norm)
@@ -297,17 +221,13 @@ PYBIND11_MODULE(_C, m) {
       .def_property("grad_norm", get<&StepOptions::grad_norm>, set<&StepOptions::grad_norm>)
       .def_property("skipped_steps", get<&StepOptions::skipped_steps>,
                     set<&StepOptions::skipped_steps>);
-  m.def("step", &step, py::arg("rule"), py::arg("name"), py::arg("param_groups"), py::arg("state"),
-        py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"), py::arg("exchange"));
+  m.def("step", &step_of, py::arg("rule"), py::arg("name"), py::arg("param_groups"),
+        py::arg("state"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"),
+        py::arg("exchange"));
   m.def("why_not_fused", &why_not_fused, py::arg("rule"), py::arg("name"), py::arg("param_groups"),
         py::arg("state"), py::arg("options"));
-  m.def("step_on_host", &step_on_host, py::arg("rule"), py::arg("param_groups"), py::arg("state"),
-        py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"), py::arg("blocks"),
-        py::arg("threads"));
   m.def("grad_norm", &grad_norm, py::arg("gradients"), py::arg("norm_type"));
   m.def("clip_grads", &clip_grads, py::arg("gradients"), py::arg("norm"), py::arg("max_norm"));
-  m.def("clip_on_host", &clip_on_host, py::arg("gradients"), py::arg("norm_type"),
-        py::arg("max_norm"), py::arg("blocks"));
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init<>())
       .def_property_readonly("is_active", &Exchange::is_active)

@@ -178,15 +178,6 @@ def test_build_with_an_old_setuptools_is_one_message():
     assert "Traceback" not in result.stderr
 
 
-def test_rules_know_nothing_of_torch_python_or_cuda():
-    for header in (ROOT / "csrc" / "rules").glob("*.h"):
-        includes = re.findall(r"#include\s+[<\"](.+?)[>\"]", header.read_text())
-        local = {p.name for p in header.parent.glob("*.h")} | {"../platform.h"}
-        # C++'s own headers are the ones whose name has neither a suffix nor a folder.
-        foreign = {name for name in includes if "." in name or "/" in name} - local
-        assert not foreign, header.name
-
-
 #: The process's largest resident memory so far in kB, and since a reset.
 PEAK_MEMORY = """
 def peak():

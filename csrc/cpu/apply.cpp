@@ -1,9 +1,9 @@
-#include "apply.h"
+#include "cpu/apply.h"
 
 #include <stdexcept>
 
-#include "kernels.h"
-#include "parallel.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
 
 namespace fused_optim::cpu {
 namespace {
@@ -23,7 +23,7 @@ void run_range(const void* context, int64_t begin, int64_t end) {
 void apply(const Bucket& bucket) {
   const TensorEntry& first = bucket.first();
   const Launch launch{&bucket,
-                      find_kernel(current_isa(), bucket.table->rule, first.variant, first.dtype)};
+                      find_kernel(current_isa(), bucket.table->rule, first.mask, first.dtype)};
   if (launch.kernel == nullptr) throw std::logic_error("fused_optim: no kernel for this bucket");
   parallel_ranges(bucket.numel(), run_range, &launch);
 }

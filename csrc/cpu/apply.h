@@ -1,7 +1,7 @@
 // The CPU engine: one flat parallel loop over all elements of a bucket.
 #pragma once
 
-#include "../table.h"
+#include "step/table.h"
 
 namespace fused_optim::cpu {
 

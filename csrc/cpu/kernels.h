@@ -1,33 +1,36 @@
 // The CPU kernels' signature and their tables, one for each instruction set.
 #pragma once
 
-#include "../table.h"
-#include "isa.h"
+#include "cpu/isa.h"
+#include "step/table.h"
 
 namespace fused_optim::cpu {
+
+/// Elements a tile: small enough for every operand's tile to stay in the first-level cache.
+constexpr int64_t kTileSize = 512;
 
 /// Steps the elements begin to end of the bucket's index space.
 using Kernel = void (*)(const Bucket& bucket, int64_t begin, int64_t end);
 
 namespace baseline {
-Kernel find_kernel(int rule, Variant variant, DType dtype);
+Kernel find_kernel(int rule, StateMask states, DType dtype);
 }
 #if defined(__x86_64__)
 namespace avx2 {
-Kernel find_kernel(int rule, Variant variant, DType dtype);
+Kernel find_kernel(int rule, StateMask states, DType dtype);
 }
 namespace avx512 {
-Kernel find_kernel(int rule, Variant variant, DType dtype);
+Kernel find_kernel(int rule, StateMask states, DType dtype);
 }
 #endif
 
-inline Kernel find_kernel(Isa isa, int rule, Variant variant, DType dtype) {
+inline Kernel find_kernel(Isa isa, int rule, StateMask states, DType dtype) {
 #if defined(__x86_64__)
-  if (isa == Isa::AVX512) return avx512::find_kernel(rule, variant, dtype);
-  if (isa == Isa::AVX2) return avx2::find_kernel(rule, variant, dtype);
+  if (isa == Isa::AVX512) return avx512::find_kernel(rule, states, dtype);
+  if (isa == Isa::AVX2) return avx2::find_kernel(rule, states, dtype);
 #endif
   (void)isa;
-  return baseline::find_kernel(rule, variant, dtype);
+  return baseline::find_kernel(rule, states, dtype);
 }
 
 }  // namespace fused_optim::cpu

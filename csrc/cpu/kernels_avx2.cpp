@@ -4,11 +4,10 @@
 #include <cstring>
 #include <vector>
 
-#include "../instances.h"
-#include "../rules/scalar_states.h"
-#include "kernels.h"
-#include "norm_kernels.h"
-#include "strided.h"
+#include "cpu/kernels.h"
+#include "cpu/norm_kernels.h"
+#include "rules/one_element_states.h"
+#include "step/kernel_types.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -18,8 +17,8 @@
 #endif
 
 namespace fused_optim::cpu::avx2 {
-#include "kernels.inc"
-#include "norm.inc"
+#include "cpu/kernels.inc"
+#include "cpu/norm.inc"
 }  // namespace fused_optim::cpu::avx2
 
 #if defined(__clang__)

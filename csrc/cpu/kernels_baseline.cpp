@@ -3,13 +3,12 @@
 #include <cstring>
 #include <vector>
 
-#include "../instances.h"
-#include "../rules/scalar_states.h"
-#include "kernels.h"
-#include "norm_kernels.h"
-#include "strided.h"
+#include "cpu/kernels.h"
+#include "cpu/norm_kernels.h"
+#include "rules/one_element_states.h"
+#include "step/kernel_types.h"
 
 namespace fused_optim::cpu::baseline {
-#include "kernels.inc"
-#include "norm.inc"
+#include "cpu/kernels.inc"
+#include "cpu/norm.inc"
 }  // namespace fused_optim::cpu::baseline

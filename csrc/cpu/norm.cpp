@@ -1,9 +1,9 @@
-#include "norm.h"
+#include "cpu/norm.h"
 
 #include <algorithm>
 
-#include "norm_kernels.h"
-#include "parallel.h"
+#include "cpu/norm_kernels.h"
+#include "cpu/parallel.h"
 
 namespace fused_optim::cpu {
 namespace {

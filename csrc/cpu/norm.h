@@ -1,7 +1,7 @@
 // Norms and scaling of gradients on the CPU.
 #pragma once
 
-#include "../norm/gradients.h"
+#include "reduce/gradients.h"
 
 namespace fused_optim::cpu {
 

@@ -1,8 +1,8 @@
 // The CPU's norm kernels, by instruction set and dtype.
 #pragma once
 
-#include "../norm/reduction.h"
-#include "isa.h"
+#include "cpu/isa.h"
+#include "reduce/norm.h"
 
 namespace fused_optim::cpu {
 

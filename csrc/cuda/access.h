@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../rules/numeric.h"
+#include "storage/dtype.h"
 
 namespace fused_optim::cuda {
 

@@ -1,9 +1,9 @@
 // A chunk of an entry: where its operands' elements lie, and how they get into registers and back.
 #pragma once
 
-#include "../table.h"
-#include "access.h"
-#include "kernel_table.h"
+#include "cuda/access.h"
+#include "cuda/kernel_table.h"
+#include "step/table.h"
 
 namespace fused_optim::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "../table.h"
+#include "step/table.h"
 
 namespace fused_optim::cuda {
 

@@ -2,10 +2,10 @@
 // made of stays the same.
 #pragma once
 
-#include "../rules/rule.h"
-#include "../rules/scalar_states.h"
-#include "kernel_table.h"
-#include "place.h"
+#include "cuda/kernel_table.h"
+#include "cuda/place.h"
+#include "rules/one_element_states.h"
+#include "rules/rule.h"
 
 namespace fused_optim::cuda {
 

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "../norm/reduction.h"
-#include "../platform.h"
-#include "access.h"
+#include "base/platform.h"
+#include "cuda/access.h"
+#include "reduce/norm.h"
 
 namespace fused_optim::cuda {
 

@@ -1,17 +1,17 @@
-#include "host_run.h"
+#include "cuda/host_run.h"
 
 #include <stdexcept>
 
-#include "../instances.h"
+#include "step/kernel_types.h"
 
 // The kernels are run here by tests alone. What a GPU must have inlined is left to the compiler,
 // which else takes twice as long. The rules, included before this, are as everywhere.
 #undef FUSED_OPTIM_INLINE
 #define FUSED_OPTIM_INLINE inline
 
-#include "gradient_pack.h"
-#include "kernel_body.h"
-#include "norm_body.h"
+#include "cuda/fill_gradient_tables.h"
+#include "cuda/kernel_body.h"
+#include "cuda/norm_body.h"
 
 namespace fused_optim::cuda {
 namespace {
@@ -43,19 +43,19 @@ using RunTable = void (*)(const TableView&, uint32_t, uint32_t);
 int run_on_host(const Bucket& bucket, const DeviceInputs& inputs, uint32_t blocks,
                 uint32_t threads) {
   RunTable run = nullptr;
-  with_instance(bucket.table->rule, bucket.first().variant, bucket.first().dtype, [&]<class I>(I) {
-    run = run_table<StepKernel<typename I::Rule, I::variant, typename I::Storage>>;
+  with_kernel_types(bucket.table->rule, bucket.first().mask, bucket.first().dtype, [&]<class I>(I) {
+    run = run_table<StepKernel<typename I::Rule, I::states, typename I::Storage>>;
   });
   if (run == nullptr) throw std::logic_error("fused_optim: no kernel for this bucket");
-  const std::vector<PackedTable> tables = pack(bucket, inputs);
-  for (const PackedTable& table : tables) run(table.view(), blocks, threads);
+  const std::vector<FilledTable> tables = fill_tables(bucket, inputs);
+  for (const FilledTable& table : tables) run(table.view(), blocks, threads);
   return static_cast<int>(tables.size());
 }
 
 double norm_on_host(const Gradients& gradients, NormType type, uint32_t blocks) {
   std::vector<double> sums(gradients.num_chunks);
   return with_norm_type(type, [&]<NormType kType>(std::integral_constant<NormType, kType>) {
-    for (GradientLaunch& launch : pack(gradients, kHost)) {
+    for (GradientLaunch& launch : fill_gradient_tables(gradients, kHost)) {
       launch.head.sums = sums.data();
       with_storage(launch.dtype, [&]<class Storage>(Storage) {
         sum_table<kType, Storage>(launch.view(), blocks);
@@ -68,7 +68,7 @@ double norm_on_host(const Gradients& gradients, NormType type, uint32_t blocks) 
 }
 
 void scale_on_host(const Gradients& gradients, double norm, double max_norm, uint32_t blocks) {
-  for (GradientLaunch& launch : pack(gradients, kHost)) {
+  for (GradientLaunch& launch : fill_gradient_tables(gradients, kHost)) {
     launch.head.norm = &norm;
     launch.head.max_norm = max_norm;
     with_storage(launch.dtype, [&]<class Storage>(Storage) {

@@ -1,9 +1,9 @@
 // The CUDA kernels, run on the host: every thread of every block, one after the other.
 #pragma once
 
-#include "../norm/gradients.h"
-#include "../table.h"
-#include "pack.h"
+#include "cuda/fill_tables.h"
+#include "reduce/gradients.h"
+#include "step/table.h"
 
 namespace fused_optim::cuda {
 

@@ -1,28 +1,28 @@
 // What one thread of one block does in a step: plain C++ that runs on the device and on the host.
 #pragma once
 
-#include "chunk.h"
-#include "entry_scalars.h"
-#include "kernel_table.h"
-#include "place.h"
+#include "cuda/chunk.h"
+#include "cuda/entry_scalars.h"
+#include "cuda/kernel_table.h"
+#include "cuda/place.h"
 
 namespace fused_optim::cuda {
 
 /// Threads of a block: two blocks with 128 registers a thread fill a multiprocessor's registers.
 constexpr uint32_t kThreads = 256;
 
-constexpr int count_states(Variant variant) {
+constexpr int count_states(StateMask states) {
   int count = 0;
-  for (; variant != 0; variant >>= 1) count += variant & 1u;
+  for (; states != 0; states >>= 1) count += states & 1u;
   return count;
 }
 
-template <class Rule, Variant variant, class Storage>
+template <class Rule, StateMask states, class Storage>
 class StepKernel {
  public:
   using Scalars = EntryScalars<Rule, opmath_t<Storage>>;
   /// Operands of an entry: the parameter, the gradient and the states that are on.
-  static constexpr int kOperands = kFirstState + count_states(variant);
+  static constexpr int kOperands = kFirstState + count_states(states);
   static constexpr int kHyperparameters = cuda::kHyperparameters<Rule>;
   static constexpr int kScalarStates = num_scalar_states<Rule>;
 
@@ -78,7 +78,7 @@ class StepKernel {
   static constexpr int kUnroll = Operands::kUnroll;
 
   static constexpr int state_operand(int state) {
-    return kFirstState + count_states(variant & ((1u << state) - 1u));
+    return kFirstState + count_states(states & ((1u << state) - 1u));
   }
 
   FUSED_OPTIM_INLINE StepKernel(const Place& place, const TableView& table, Scalars& scalars)
@@ -184,12 +184,12 @@ class StepKernel {
     T state[kStates] = {};
     FUSED_OPTIM_UNROLL
     for (int i = 0; i < kStates; ++i)
-      if (has_state(variant, i)) state[i] = values[state_operand(i)];
-    Rule::template update<variant, T>(values[kParam], values[kGrad] * scalars_.grad_multiplier,
-                                      state, scalars_.of_rule);
+      if (has_state(states, i)) state[i] = values[state_operand(i)];
+    Rule::template update<states, T>(values[kParam], values[kGrad] * scalars_.grad_multiplier,
+                                     state, scalars_.of_rule);
     FUSED_OPTIM_UNROLL
     for (int i = 0; i < kStates; ++i)
-      if (has_state(variant, i)) values[state_operand(i)] = state[i];
+      if (has_state(states, i)) values[state_operand(i)] = state[i];
   }
 
   const Place place_;

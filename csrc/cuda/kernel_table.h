@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../norm/decision.h"
-#include "../platform.h"
-#include "../rules/numeric.h"
+#include "base/platform.h"
+#include "reduce/clip_and_skip.h"
+#include "storage/dtype.h"
 
 namespace fused_optim::cuda {
 
@@ -102,7 +102,7 @@ struct RowView {
   }
 };
 
-/// An entry: its operands, step, number of elements, and packed into one word: row (16 bits), word
+/// An entry: its operands, step, number of elements, and in one word: row (16 bits), word
 /// of its strided layout (16; 0: none), flags (8), operands off 16-byte boundaries (a bit each).
 /// Then the addresses of its scalar states and, where the table says so, of its average.
 struct EntryView {
@@ -116,19 +116,19 @@ struct EntryView {
     return operands + 3 + scalar_states + (has_average ? 1 : 0);
   }
 
-  static uint64_t pack(uint32_t row, uint32_t layout, uint32_t flags, uint32_t unaligned) {
+  static uint64_t word_of(uint32_t row, uint32_t layout, uint32_t flags, uint32_t unaligned) {
     return row | static_cast<uint64_t>(layout) << 16 | static_cast<uint64_t>(flags) << 32 |
            static_cast<uint64_t>(unaligned) << 40;
   }
 
   FUSED_OPTIM_INLINE void* operand(int i) const { return reinterpret_cast<void*>(words[i]); }
   FUSED_OPTIM_INLINE int64_t numel() const { return static_cast<int64_t>(words[operands + 1]); }
-  FUSED_OPTIM_INLINE uint64_t packed() const { return words[operands + 2]; }
-  FUSED_OPTIM_INLINE uint32_t row() const { return packed() & 0xffffu; }
-  FUSED_OPTIM_INLINE uint32_t layout() const { return (packed() >> 16) & 0xffffu; }
-  FUSED_OPTIM_INLINE uint32_t flags() const { return (packed() >> 32) & 0xffu; }
+  FUSED_OPTIM_INLINE uint64_t last_word() const { return words[operands + 2]; }
+  FUSED_OPTIM_INLINE uint32_t row() const { return last_word() & 0xffffu; }
+  FUSED_OPTIM_INLINE uint32_t layout() const { return (last_word() >> 16) & 0xffffu; }
+  FUSED_OPTIM_INLINE uint32_t flags() const { return (last_word() >> 32) & 0xffu; }
   /// The average's bit is the one after the operands'.
-  FUSED_OPTIM_INLINE uint32_t unaligned() const { return (packed() >> 40) & 0xffu; }
+  FUSED_OPTIM_INLINE uint32_t unaligned() const { return (last_word() >> 40) & 0xffu; }
 
   FUSED_OPTIM_INLINE void* scalar_state(int i) const {
     return reinterpret_cast<void*>(words[operands + 3 + i]);

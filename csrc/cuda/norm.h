@@ -1,8 +1,8 @@
 // Norms and scaling of gradients on CUDA devices, in builds with CUDA and without.
 #pragma once
 
-#include "../norm/decision.h"
-#include "../norm/gradients.h"
+#include "reduce/clip_and_skip.h"
+#include "reduce/gradients.h"
 
 namespace fused_optim::cuda {
 
@@ -10,9 +10,9 @@ namespace fused_optim::cuda {
 /// is on the device. Like all here, on the device's current stream.
 void sum_chunks(const Gradients& gradients, Device device, NormType type, double* sums);
 
-/// Draws the conclusion from the norm, which the sums of all chunks give.
+/// Decides by the norm from the norm, which the sums of all chunks give.
 void finish_norm(const double* sums, int64_t count, NormType type, Device device,
-                 const Conclusion& conclusion);
+                 const ClipAndSkip& rule);
 
 /// Multiplies this device's gradients by min(1, max_norm / (norm + 1e-6)), the norm being on it.
 void scale(const Gradients& gradients, Device device, const double* norm, double max_norm);

@@ -2,7 +2,7 @@
 // host.
 #pragma once
 
-#include "gradient_table.h"
+#include "cuda/gradient_table.h"
 
 namespace fused_optim::cuda {
 

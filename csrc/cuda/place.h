@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../platform.h"
+#include "base/platform.h"
 
 namespace fused_optim::cuda {
 

@@ -1,8 +1,8 @@
 // Adadelta (Zeiler 2012, arXiv:1212.5701), as torch.optim.Adadelta defines it.
 #pragma once
 
-#include "numeric.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -25,7 +25,7 @@ struct Adadelta {
     return {T(h.lr), T(h.rho), T(1.0 - h.rho), T(h.eps), T(h.weight_decay)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[2], const Scalars<T>& s) {
     auto& [square_avg, acc_delta] = state;
 

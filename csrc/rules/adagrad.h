@@ -1,8 +1,8 @@
 // Adagrad (Duchi, Hazan & Singer 2011, JMLR 12), as torch.optim.Adagrad defines it.
 #pragma once
 
-#include "numeric.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -28,7 +28,7 @@ struct Adagrad {
     return {T(h.lr / (1.0 + (step - 1.0) * h.lr_decay)), T(h.eps), T(h.weight_decay)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[1], const Scalars<T>& s) {
     auto& [sum] = state;
 

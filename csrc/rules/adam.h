@@ -2,9 +2,9 @@
 // and with AdamW's decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101).
 #pragma once
 
-#include "numeric.h"
-#include "power.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "base/power.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -43,7 +43,7 @@ struct Adam {
             T(decoupled ? 1.0 - h.lr * h.weight_decay : 1.0)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[3], const Scalars<T>& s) {
     auto& [exp_avg, exp_avg_sq, max_exp_avg_sq] = state;
 
@@ -54,7 +54,7 @@ struct Adam {
     exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad;
 
     T second_moment = exp_avg_sq;
-    if constexpr (has_state(variant, 2)) {
+    if constexpr (has_state(states, 2)) {
       max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq);
       second_moment = max_exp_avg_sq;
     }

@@ -1,9 +1,9 @@
 // Adamax (Kingma & Ba 2015, arXiv:1412.6980, section 7.1), as torch.optim.Adamax defines it.
 #pragma once
 
-#include "numeric.h"
-#include "power.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "base/power.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -29,7 +29,7 @@ struct Adamax {
     return {T(h.lr / bias_correction), T(1.0 - h.beta1), T(h.beta2), T(h.eps), T(h.weight_decay)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[2], const Scalars<T>& s) {
     auto& [exp_avg, exp_inf] = state;
 

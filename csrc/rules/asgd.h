@@ -1,9 +1,9 @@
 // ASGD, averaged stochastic gradient descent (Polyak & Juditsky 1992, SIAM J. Control Optim. 30).
 #pragma once
 
-#include "numeric.h"
-#include "power.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "base/power.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -40,7 +40,7 @@ struct ASGD {
     return {T(1.0 - h.lambd * eta), T(eta), T(mu), T(h.weight_decay)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[1], const Scalars<T>& s) {
     auto& [ax] = state;
     grad = s.weight_decay != T(0) ? grad + s.weight_decay * param : grad;

@@ -1,8 +1,8 @@
 // Lion (Chen et al. 2023, arXiv:2302.06675), with decoupled weight decay.
 #pragma once
 
-#include "numeric.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -25,7 +25,7 @@ struct Lion {
     return {T(h.lr), T(h.beta1), T(1.0 - h.beta1), T(h.beta2), T(1.0 - h.beta2), T(h.weight_decay)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[1], const Scalars<T>& s) {
     auto& [exp_avg] = state;
     const T direction = sign(s.beta1 * exp_avg + s.one_minus_beta1 * grad);

@@ -1,9 +1,9 @@
 // RAdam (Liu et al. 2020, arXiv:1908.03265), optionally with decoupled weight decay.
 #pragma once
 
-#include "numeric.h"
-#include "power.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "base/power.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -50,7 +50,7 @@ struct RAdam {
             T(decoupled ? 1.0 - h.lr * h.weight_decay : 1.0)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[2], const Scalars<T>& s) {
     auto& [exp_avg, exp_avg_sq] = state;
 

@@ -1,17 +1,17 @@
 // All rules: the one list from which kernels, bindings, tests and benchmarks know them.
 #pragma once
 
-#include "adadelta.h"
-#include "adagrad.h"
-#include "adam.h"
-#include "adamax.h"
-#include "asgd.h"
-#include "lion.h"
-#include "nadam.h"
-#include "radam.h"
-#include "rmsprop.h"
-#include "rprop.h"
-#include "sgd.h"
+#include "rules/adadelta.h"
+#include "rules/adagrad.h"
+#include "rules/adam.h"
+#include "rules/adamax.h"
+#include "rules/asgd.h"
+#include "rules/lion.h"
+#include "rules/nadam.h"
+#include "rules/radam.h"
+#include "rules/rmsprop.h"
+#include "rules/rprop.h"
+#include "rules/sgd.h"
 
 #define FUSED_OPTIM_FOR_EACH_RULE(X) \
   X(SGD)                             \

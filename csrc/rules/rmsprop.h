@@ -1,8 +1,8 @@
 // RMSprop (Hinton, Coursera lecture 6e, 2012); centered as in Graves 2013 (arXiv:1308.0850).
 #pragma once
 
-#include "numeric.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -27,7 +27,7 @@ struct RMSprop {
     return {T(h.lr), T(h.alpha), T(1.0 - h.alpha), T(h.eps), T(h.weight_decay), T(h.momentum)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[3], const Scalars<T>& s) {
     auto& [square_avg, momentum_buffer, grad_avg] = state;
 
@@ -35,13 +35,13 @@ struct RMSprop {
     square_avg = s.alpha * square_avg + s.one_minus_alpha * grad * grad;
 
     T variance = square_avg;
-    if constexpr (has_state(variant, 2)) {
+    if constexpr (has_state(states, 2)) {
       grad_avg = lerp(grad_avg, grad, s.one_minus_alpha);
       variance = square_avg - grad_avg * grad_avg;
     }
     const T avg = square_root(variance) + s.eps;
 
-    if constexpr (has_state(variant, 1)) {
+    if constexpr (has_state(states, 1)) {
       momentum_buffer = s.momentum * momentum_buffer + grad / avg;
       param = param - s.lr * momentum_buffer;
     } else {

@@ -1,8 +1,8 @@
 // Rprop (Riedmiller & Braun 1993), as torch.optim.Rprop defines it.
 #pragma once
 
-#include "numeric.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -26,7 +26,7 @@ struct Rprop {
     return {T(h.etaminus), T(h.etaplus), T(h.step_size_min), T(h.step_size_max)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[2], const Scalars<T>& s) {
     auto& [prev, step_size] = state;
 

@@ -22,7 +22,7 @@
 //   Scalars<T>       what is the same for all elements of a tensor, and
 //   scalars<T>(hyperparameters, step), which computes it, in double until the last assignment;
 //                    rules with scalar states get these as well: (..., before, after) the step;
-//   update<variant>(param, grad, state, scalars)
+//   update<states>(param, grad, state, scalars)
 //                    one element's step in opmath type T. `state` is an array of all states;
 //                    those that are switched off hold zero and are not stored.
 // The gradient arrives with maximize's sign and AMP's scale already applied.
@@ -56,10 +56,10 @@ struct ScalarValues {
 };
 
 /// The set of states that are switched on, a bit each: the only thing that changes the code.
-using Variant = unsigned;
+using StateMask = unsigned;
 
-constexpr bool has_state(Variant variant, int state) {
-  return (variant >> state) & 1u;
+constexpr bool has_state(StateMask states, int state) {
+  return (states >> state) & 1u;
 }
 
 /// A rule as the gather sees it: the names, at run time.
@@ -98,11 +98,11 @@ constexpr int num_scalar_states = count_scalar_states<Rule>();
 
 /// The states that are always on.
 template <class Rule>
-constexpr Variant base_variant() {
-  Variant variant = 0;
+constexpr StateMask states_always_on() {
+  StateMask states = 0;
   for (int i = 0; i < num_states<Rule>; ++i)
-    if (Rule::states[i].enabled_by == nullptr) variant |= 1u << i;
-  return variant;
+    if (Rule::states[i].enabled_by == nullptr) states |= 1u << i;
+  return states;
 }
 
 template <class Rule>

@@ -1,8 +1,8 @@
 // SGD with momentum (Sutskever et al. 2013), as torch.optim.SGD defines it.
 #pragma once
 
-#include "numeric.h"
-#include "rule.h"
+#include "base/numeric.h"
+#include "rules/rule.h"
 
 namespace fused_optim {
 
@@ -28,12 +28,12 @@ struct SGD {
             T(h.weight_decay), T(h.nesterov), T(step == 1)};
   }
 
-  template <Variant variant, class T>
+  template <StateMask states, class T>
   FUSED_OPTIM_INLINE static void update(T& param, T grad, T (&state)[1], const Scalars<T>& s) {
     auto& [momentum_buffer] = state;
 
     grad = s.weight_decay != T(0) ? grad + s.weight_decay * param : grad;
-    if constexpr (has_state(variant, 0)) {
+    if constexpr (has_state(states, 0)) {
       // The first buffer is the gradient itself, undampened.
       momentum_buffer =
           s.first_step != T(0) ? grad : s.momentum * momentum_buffer + s.one_minus_dampening * grad;

@@ -19,7 +19,7 @@
 
 #include "cuda/kernel_body.h"
 #include "cuda/norm_body.h"
-#include "instances.h"
+#include "step/kernel_types.h"
 
 namespace {
 
@@ -162,7 +162,7 @@ void with_table(const std::string& name, void** arguments, Visit visit) {
     visit(*static_cast<const Large*>(arguments[0]));
 }
 
-/// "INS_4AdamELj3Ef": how rule, variant and dtype stand in the mangled name of a kernel.
+/// "INS_4AdamELj3Ef": how rule, states and dtype stand in the mangled name of a kernel.
 template <class I>
 std::string mangled_arguments() {
   const std::string name = typeid(I).name(), prefix = "N11fused_optim8Instance";
@@ -176,15 +176,15 @@ bool run_ours(const std::string& name, dim3 grid, dim3 block, void** arguments,
   const std::string rest = name.substr(at + std::strlen("step_kernel_of"));
   bool found = false;
   for (int rule = 0; rule < kNumRules; ++rule)
-    for (Variant variant = 0; variant < (1u << kMaxStates); ++variant)
+    for (StateMask states = 0; states < (1u << kMaxStates); ++states)
       for (int dtype = 0; dtype < kNumDTypes; ++dtype)
-        with_instance(rule, variant, static_cast<DType>(dtype), [&]<class I>(I) {
+        with_kernel_types(rule, states, static_cast<DType>(dtype), [&]<class I>(I) {
           if (!rest.starts_with(mangled_arguments<I>())) return;
           found = true;
           with_table<SmallKernelTable, KernelTable>(rest, arguments, [&](const auto& table) {
             const int device = current_device;
             submit(stream, [=] {
-              run_step_kernel<StepKernel<typename I::Rule, I::variant, typename I::Storage>>(
+              run_step_kernel<StepKernel<typename I::Rule, I::states, typename I::Storage>>(
                   grid, block, TableView(table), device);
             });
           });
@@ -260,15 +260,15 @@ bool run_norm(const std::string& name, dim3 grid, void** arguments, cudaStream_t
     if (!is("21finish_norm_kernel_ofI" + mangled(type) + "E")) return;
     const auto* sums = *static_cast<const double**>(arguments[0]);
     const int64_t count = *static_cast<int64_t*>(arguments[1]);
-    const auto conclusion = *static_cast<Conclusion*>(arguments[2]);
+    const auto clip_and_skip = *static_cast<ClipAndSkip*>(arguments[2]);
     check_address(sums, current_device, "a norm's sums");
-    check_address(conclusion.decision, current_device, "the decision");
-    check_address(conclusion.grad_scale, current_device, "grad_scale");
-    check_address(conclusion.found_inf, current_device, "found_inf");
-    check_address(conclusion.skipped_steps, current_device, "skipped_steps");
+    check_address(clip_and_skip.decision, current_device, "the decision");
+    check_address(clip_and_skip.grad_scale, current_device, "grad_scale");
+    check_address(clip_and_skip.found_inf, current_device, "found_inf");
+    check_address(clip_and_skip.skipped_steps, current_device, "skipped_steps");
     submit(stream, [=] {
       const double sum = sum_block_on_host<type_of_sums(type), double>(sums, count);
-      conclusion.draw(norm_of_sum(type, sum));
+      clip_and_skip.decide(norm_of_sum(type, sum));
     });
   });
   if (found) ++launches;

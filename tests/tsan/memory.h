@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "rules/numeric.h"
+#include "storage/dtype.h"
 
 namespace fused_optim::tsan {
 

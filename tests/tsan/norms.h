@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "memory.h"
-#include "norm/gradients.h"
+#include "reduce/gradients.h"
 
 namespace fused_optim::tsan {
 

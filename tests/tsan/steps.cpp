@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "cpu/apply.h"
+#include "rules/one_element_states.h"
 #include "rules/registry.h"
-#include "rules/scalar_states.h"
 
 namespace fused_optim::tsan {
 namespace {
@@ -28,20 +28,20 @@ using Advance = void (*)(const HyperparameterRow&, double, ScalarStates&);
 constexpr Advance kAdvance[] = {FUSED_OPTIM_FOR_EACH_RULE(FUSED_OPTIM_ADVANCE)};
 #undef FUSED_OPTIM_ADVANCE
 
-#define FUSED_OPTIM_BASE(Rule) base_variant<Rule>(),
-constexpr Variant kBaseVariants[] = {FUSED_OPTIM_FOR_EACH_RULE(FUSED_OPTIM_BASE)};
+#define FUSED_OPTIM_BASE(Rule) states_always_on<Rule>(),
+constexpr StateMask kBaseVariants[] = {FUSED_OPTIM_FOR_EACH_RULE(FUSED_OPTIM_BASE)};
 #undef FUSED_OPTIM_BASE
 
 bool has_operand(const StepCase& kind, int operand) {
   if (operand == kAverage) return kind.is_finished;
-  return operand < kFirstState || has_state(kind.variant, operand - kFirstState);
+  return operand < kFirstState || has_state(kind.states, operand - kFirstState);
 }
 
 }  // namespace
 
 std::string StepCase::name() const {
   constexpr const char* dtypes[kNumDTypes] = {"float32", "float64", "bfloat16", "float16"};
-  return std::string(kRules[rule].name) + " of variant " + std::to_string(variant) + ", " +
+  return std::string(kRules[rule].name) + " of states " + std::to_string(states) + ", " +
          dtypes[static_cast<int>(dtype)] + (is_strided ? ", strided" : "") +
          (is_finished ? ", zeroed and averaged" : "");
 }
@@ -49,12 +49,12 @@ std::string StepCase::name() const {
 std::vector<StepCase> step_cases() {
   std::vector<StepCase> cases;
   for (int rule = 0; rule < kNumRules; ++rule)
-    for (Variant variant = 0; variant < 1u << kRules[rule].num_states; ++variant) {
-      if ((variant & kBaseVariants[rule]) != kBaseVariants[rule]) continue;
+    for (StateMask states = 0; states < 1u << kRules[rule].num_states; ++states) {
+      if ((states & kBaseVariants[rule]) != kBaseVariants[rule]) continue;
       for (int dtype = 0; dtype < kNumDTypes; ++dtype)
         for (int options = 0; options < 4; ++options)
           cases.push_back(
-              {rule, variant, static_cast<DType>(dtype), (options & 1) != 0, (options & 2) != 0});
+              {rule, states, static_cast<DType>(dtype), (options & 1) != 0, (options & 2) != 0});
     }
   return cases;
 }
@@ -83,7 +83,7 @@ void Tensors::add_groups() {
     HyperparameterRow row{};
     for (int i = 0; i < rule.num_hyperparameters; ++i) row.values[i] = 0.01 * (i + 1) + 0.1 * group;
     for (int i = 0; i < rule.num_states; ++i)
-      if (rule.states[i].enabled_by != nullptr && !has_state(kind_.variant, i))
+      if (rule.states[i].enabled_by != nullptr && !has_state(kind_.states, i))
         row.values[hyperparameter_index(rule, rule.states[i].enabled_by)] = 0.0;
     row.grad_multiplier = group == 0 ? 0.5 : -1.0;
     table_.rows.push_back(row);
@@ -99,12 +99,12 @@ void Tensors::add_tensor(const Shape& shape, int64_t first) {
   entry.strided = -1;
   entry.device = kHost;
   entry.dtype = kind_.dtype;
-  entry.variant = static_cast<uint8_t>(kind_.variant);
+  entry.mask = static_cast<uint8_t>(kind_.states);
   for (int operand = 0; operand < kMaxOperands; ++operand)
     if (has_operand(kind_, operand))
       entry.operands[operand] = operands_[operand].data() + first * item_size(kind_.dtype);
   for (int i = 0; i < rule.num_states; ++i)
-    if (has_state(kind_.variant, i) && rule.states[i].begins_as != nullptr)
+    if (has_state(kind_.states, i) && rule.states[i].begins_as != nullptr)
       fill(entry.operands[kFirstState + i], entry.numel, kind_.dtype,
            table_.rows[entry.row].values[hyperparameter_index(rule, rule.states[i].begins_as)]);
   if (kind_.is_strided && index % 2 == 0) add_layout(shape, entry);

@@ -5,13 +5,13 @@
 #include <vector>
 
 #include "memory.h"
-#include "table.h"
+#include "step/table.h"
 
 namespace fused_optim::tsan {
 
 struct StepCase {
   int rule;
-  Variant variant;
+  StateMask states;
   DType dtype;
   bool is_strided;   // every other tensor's gradient, first state and average are
   bool is_finished;  // gradients are zeroed and parameters averaged
@@ -19,7 +19,7 @@ struct StepCase {
   std::string name() const;
 };
 
-/// All rules, variants, dtypes and options.
+/// All rules, sets of states, dtypes and options.
 std::vector<StepCase> step_cases();
 
 /// The tensors of a case, the same whenever they are made.

@@ -1,9 +1,9 @@
-#include "arrivals.h"
+#include "cuda/device/arrivals.h"
 
 #include <map>
 #include <mutex>
 
-#include "../kernel_table.h"
+#include "cuda/kernel_table.h"
 
 namespace fused_optim::cuda {
 

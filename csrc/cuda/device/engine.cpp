@@ -1,5 +1,5 @@
 // The CUDA engine: from buckets to launches on each device's current stream.
-#include "../engine.h"
+#include "cuda/engine.h"
 
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -7,12 +7,12 @@
 
 #include <stdexcept>
 
-#include "../../rules/registry.h"
-#include "../kernel_body.h"
-#include "../pack.h"
-#include "arrivals.h"
-#include "kernels.h"
-#include "launching.h"
+#include "cuda/device/arrivals.h"
+#include "cuda/device/kernels.h"
+#include "cuda/device/launching.h"
+#include "cuda/fill_tables.h"
+#include "cuda/kernel_body.h"
+#include "rules/registry.h"
 
 namespace fused_optim::cuda {
 namespace {
@@ -20,7 +20,7 @@ namespace {
 /// A kernel as errors speak of it.
 struct KernelName {
   int rule;
-  Variant variant;
+  StateMask states;
   DType dtype;
   Device device;
 
@@ -29,7 +29,7 @@ struct KernelName {
                                                         "float16"};
     std::string states;
     for (int i = 0; i < kRules[rule].num_states; ++i)
-      if (has_state(variant, i)) states += std::string(", ") + kRules[rule].states[i].name;
+      if (has_state(states, i)) states += std::string(", ") + kRules[rule].states[i].name;
     return std::string(kRules[rule].name) + "<" + kDTypes[static_cast<int>(dtype)] + states +
            "> on cuda:" + std::to_string(device.index);
   }
@@ -43,7 +43,7 @@ struct Kernel {
 /// The kernel for a table of this size. The device must be current.
 template <class Table>
 Kernel find_kernel(const KernelName& name) {
-  const void* function = step_kernel<Table>(name.rule, name.variant, name.dtype);
+  const void* function = step_kernel<Table>(name.rule, name.states, name.dtype);
   if (function == nullptr) throw std::logic_error("fused_optim: no kernel " + name.text());
   return {function, max_blocks(function, kThreads, name)};
 }
@@ -57,7 +57,7 @@ void launch(const Kernel& kernel, uint32_t blocks, Table& table, cudaStream_t st
 }
 
 KernelName name_of(int rule, const TensorEntry& entry) {
-  return {rule, entry.variant, entry.dtype, entry.device};
+  return {rule, entry.mask, entry.dtype, entry.device};
 }
 
 }  // namespace
@@ -101,8 +101,8 @@ void apply(const Bucket& bucket) {
   }
   const bool advances_alone =
       first.device_step != nullptr && arrival == TableHead::kNoStepsToAdvance;
-  for (const PackedTable& packed : pack(bucket, bucket.table->inputs_of(first.device)))
-    packed.as_argument([&]<class Table>(Table& table) {
+  for (const FilledTable& filled : fill_tables(bucket, bucket.table->inputs_of(first.device)))
+    filled.as_argument([&]<class Table>(Table& table) {
       const Kernel kernel = find_kernel<Table>(name);
       table.head.arrival = arrival;
       launch(kernel, std::clamp(table.head.num_chunks, 1u, kernel.max_blocks), table, stream, name);

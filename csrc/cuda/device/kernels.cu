@@ -1,9 +1,9 @@
 // The kernels: the body from kernel_body.h, and the step counters once every block is through.
 #include <cuda_runtime.h>
 
-#include "../../instances.h"
-#include "../kernel_body.h"
-#include "kernels.h"
+#include "cuda/device/kernels.h"
+#include "cuda/kernel_body.h"
+#include "step/kernel_types.h"
 
 namespace fused_optim::cuda {
 namespace {
@@ -38,9 +38,9 @@ __device__ TableView view_as_memory(const Table& table) {
 
 /// Two blocks to a multiprocessor: with all loads of an iteration in flight at a time, that is
 /// enough to keep the fastest memory busy.
-template <class Rule, Variant variant, class Storage, class Table>
+template <class Rule, StateMask states, class Storage, class Table>
 __global__ void __launch_bounds__(kThreads, 2) step_kernel_of(const __grid_constant__ Table table) {
-  using Kernel = StepKernel<Rule, variant, Storage>;
+  using Kernel = StepKernel<Rule, states, Storage>;
   __shared__ typename Kernel::Scalars scalars;
   Kernel::run({blockIdx.x, threadIdx.x, gridDim.x, kThreads}, TableView(table), scalars);
   const uint32_t arrival = table.head.arrival;
@@ -52,16 +52,16 @@ __global__ void __launch_bounds__(kThreads, 2) step_kernel_of(const __grid_const
 }  // namespace
 
 template <class Table>
-const void* step_kernel(int rule, Variant variant, DType dtype) {
+const void* step_kernel(int rule, StateMask states, DType dtype) {
   const void* kernel = nullptr;
-  with_instance(rule, variant, dtype, [&]<class I>(I) {
+  with_kernel_types(rule, states, dtype, [&]<class I>(I) {
     kernel = reinterpret_cast<const void*>(
-        &step_kernel_of<typename I::Rule, I::variant, typename I::Storage, Table>);
+        &step_kernel_of<typename I::Rule, I::states, typename I::Storage, Table>);
   });
   return kernel;
 }
-template const void* step_kernel<SmallKernelTable>(int, Variant, DType);
-template const void* step_kernel<KernelTable>(int, Variant, DType);
+template const void* step_kernel<SmallKernelTable>(int, StateMask, DType);
+template const void* step_kernel<KernelTable>(int, StateMask, DType);
 
 const int kCompiledArchs[] = {__CUDA_ARCH_LIST__};
 const int kNumCompiledArchs = sizeof(kCompiledArchs) / sizeof(int);

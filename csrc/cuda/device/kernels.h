@@ -1,14 +1,14 @@
-// The compiled kernels, by rule, variant and dtype.
+// The compiled kernels, by rule, states and dtype.
 #pragma once
 
-#include "../../table.h"
+#include "step/table.h"
 
 namespace fused_optim::cuda {
 
 /// What cudaLaunchKernel takes: a kernel whose one argument is `Table`, a KernelTable or a
 /// SmallKernelTable. nullptr where no kernel serves these.
 template <class Table>
-const void* step_kernel(int rule, Variant variant, DType dtype);
+const void* step_kernel(int rule, StateMask states, DType dtype);
 
 /// The value of nvcc's __CUDA_ARCH_LIST__.
 extern const int kCompiledArchs[];

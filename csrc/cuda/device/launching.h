@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../engine.h"
+#include "cuda/engine.h"
 
 namespace fused_optim::cuda {
 

@@ -1,12 +1,12 @@
 // Launches for norms and scaling, on each device's current stream.
-#include "../norm.h"
+#include "cuda/norm.h"
 
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "../gradient_pack.h"
-#include "launching.h"
-#include "norm_kernels.h"
+#include "cuda/device/launching.h"
+#include "cuda/device/norm_kernels.h"
+#include "cuda/fill_gradient_tables.h"
 
 namespace fused_optim::cuda {
 namespace {
@@ -37,7 +37,7 @@ void launch(const void* kernel, Table& table, const NormKernelName& name) {
 
 void sum_chunks(const Gradients& gradients, Device device, NormType type, double* sums) {
   const c10::cuda::CUDAGuard guard(device.index);
-  for (GradientLaunch& next : pack(gradients, device)) {
+  for (GradientLaunch& next : fill_gradient_tables(gradients, device)) {
     next.head.sums = sums;
     next.as_argument([&]<class Table>(Table& table) {
       launch(sum_kernel<Table>(type, next.dtype), table, {"norm", device});
@@ -46,15 +46,15 @@ void sum_chunks(const Gradients& gradients, Device device, NormType type, double
 }
 
 void finish_norm(const double* sums, int64_t count, NormType type, Device device,
-                 const Conclusion& conclusion) {
+                 const ClipAndSkip& rule) {
   const c10::cuda::CUDAGuard guard(device.index);
-  void* arguments[] = {&sums, &count, const_cast<Conclusion*>(&conclusion)};
+  void* arguments[] = {&sums, &count, const_cast<ClipAndSkip*>(&rule)};
   launch(finish_norm_kernel(type), 1, arguments, {"norm", device});
 }
 
 void scale(const Gradients& gradients, Device device, const double* norm, double max_norm) {
   const c10::cuda::CUDAGuard guard(device.index);
-  for (GradientLaunch& next : pack(gradients, device)) {
+  for (GradientLaunch& next : fill_gradient_tables(gradients, device)) {
     next.head.norm = norm;
     next.head.max_norm = max_norm;
     next.as_argument([&]<class Table>(Table& table) {

@@ -1,9 +1,9 @@
 // The kernels for norms and scaling: the bodies from norm_body.h, and the addition within a block.
 #include <cuda_runtime.h>
 
-#include "../../norm/decision.h"
-#include "../norm_body.h"
-#include "norm_kernels.h"
+#include "cuda/device/norm_kernels.h"
+#include "cuda/norm_body.h"
+#include "reduce/clip_and_skip.h"
 
 namespace fused_optim::cuda {
 namespace {
@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(kNormColumns) sum_kernel_of(const __grid_const
 
 template <NormType type>
 __global__ void __launch_bounds__(kNormColumns)
-    finish_norm_kernel_of(const double* sums, int64_t count, const Conclusion conclusion) {
+    finish_norm_kernel_of(const double* sums, int64_t count, const ClipAndSkip rule) {
   const double sum = sum_block<type_of_sums(type), double>(sums, count);
-  if (threadIdx.x == 0) conclusion.draw(norm_of_sum(type, sum));
+  if (threadIdx.x == 0) rule.decide(norm_of_sum(type, sum));
 }
 
 template <class Storage, class Table>

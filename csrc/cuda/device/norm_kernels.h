@@ -1,7 +1,7 @@
 // The compiled kernels for norms and scaling.
 #pragma once
 
-#include "../../norm/reduction.h"
+#include "reduce/norm.h"
 
 namespace fused_optim::cuda {
 
@@ -12,7 +12,7 @@ const void* sum_kernel(NormType type, DType dtype);
 template <class Table>
 const void* scale_kernel(DType dtype);
 
-/// One block; arguments: the sums (const double*), their number (int64_t), the Conclusion.
+/// One block; arguments: the sums (const double*), their number (int64_t), the ClipAndSkip.
 const void* finish_norm_kernel(NormType type);
 
 }  // namespace fused_optim::cuda

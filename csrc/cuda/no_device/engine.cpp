@@ -1,5 +1,5 @@
 // The CUDA engine of a build without CUDA: CUDA parameters are turned away before it is reached.
-#include "../engine.h"
+#include "cuda/engine.h"
 
 #include <stdexcept>
 

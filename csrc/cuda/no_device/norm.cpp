@@ -1,5 +1,5 @@
 // Norms in a build without CUDA: gradients on its devices are turned away before they get here.
-#include "../norm.h"
+#include "cuda/norm.h"
 
 #include <stdexcept>
 
@@ -15,7 +15,7 @@ namespace {
 void sum_chunks(const Gradients&, Device, NormType, double*) {
   fail();
 }
-void finish_norm(const double*, int64_t, NormType, Device, const Conclusion&) {
+void finish_norm(const double*, int64_t, NormType, Device, const ClipAndSkip&) {
   fail();
 }
 void scale(const Gradients&, Device, const double*, double) {

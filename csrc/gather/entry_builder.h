@@ -1,0 +1,60 @@
+// One tensor's way into the table: checked, located in memory, noted as read or written.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <Python.h>
+
+#include "gather/gather.h"
+#include "gather/lookup.h"
+#include "tensors/checks.h"
+#include "tensors/overlap.h"
+
+namespace fused_optim {
+
+class EntryBuilder {
+ public:
+  /// Room for so many tensors in all.
+  EntryBuilder(const char* optimizer, int64_t tensors)
+      : where{optimizer, 0, 0}, storages_(tensors) {}
+
+  /// Begins with a parameter: what is created from now on is its state.
+  void begin(const c10::TensorImpl& param);
+
+  /// The tensor's first element, all of its elements checked to lie within its storage.
+  void* locate(const c10::TensorImpl& tensor, const char* name);
+
+  /// An operand of the entry, of the parameter's shape and any strides.
+  void set_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                   int operand, const char* name);
+
+  /// The same, noted as written.
+  void add_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                   int operand, const char* name);
+
+  /// The same of a value in the parameter's state, checked.
+  void add_state(TensorEntry& entry, const FoundParam& found, PyObject* value, int operand,
+                 const char* name);
+
+  /// The parameter's entry in the list of new states, made where it has none yet.
+  NewState& new_state(const TensorEntry& entry, const FoundParam& found, const char* name);
+
+  /// A state of one element: its address, noted as written.
+  void* add_scalar(const at::Tensor& scalar, const char* name);
+
+  /// Memory that the step uses beside the table's.
+  void add_beside_table(const c10::TensorImpl& tensor, bool is_written);
+
+  /// Whether the step would write anything twice, or write and read it, in tensors of different
+  /// owners.
+  bool has_overlap() const;
+
+  Gathered result;
+  Where where;
+
+ private:
+  StorageCheck storages_;
+  std::vector<Interval> beside_table_;
+  bool has_new_state_ = false;  // the parameter at hand
+};
+
+}  // namespace fused_optim

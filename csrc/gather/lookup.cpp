@@ -1,0 +1,193 @@
+#include "gather/lookup.h"
+
+#include "base/errors.h"
+#include "gather/python_dict.h"
+#include "gather/python_tensor.h"
+#include "rules/registry.h"
+
+namespace fused_optim {
+namespace {
+
+RuleKeys g_rules[kNumRules];
+PyObject* g_params_key;
+PyObject* g_maximize_key;
+PyObject* g_step_key;
+PyObject* g_average_key;
+PyTypeObject* g_parameter_type;
+PyTypeObject* g_defaultdict_type;
+
+template <class T>
+void prefetch(const T* object) {
+  const char* line = reinterpret_cast<const char*>(object);
+  for (size_t offset = 0; offset < sizeof(T); offset += 64) __builtin_prefetch(line + offset);
+}
+
+/// The parameter's state dict, or nullptr. Tensor.__hash__ is id(), so the hash is known and the
+/// call into Python that a plain lookup would make is saved.
+PyObject* find_state(PyObject* states, PyObject* param) {
+  PyObject* found = _PyDict_GetItem_KnownHash(states, param, reinterpret_cast<Py_hash_t>(param));
+  if (found == nullptr && PyErr_Occurred()) throw PythonError();
+  if (found != nullptr && !is_plain_dict(found))
+    throw NotFused("a parameter's state is no plain dict");
+  return found;
+}
+
+/// Where the value of this interned key belongs; nullptr where there is no use for it.
+PyObject** place_of(PyObject* key, const Lookup& lookup, StateMask mask, FoundParam& param) {
+  const auto& [rule, keys, states, with_averages] = lookup;
+  for (int i = 0; i < rule.num_states; ++i)
+    if (key == keys.states[i]) return has_state(mask, i) ? &param.values[i] : nullptr;
+  if (rule.has_step && key == g_step_key) return &param.step;
+  for (int i = 0; i < rule.num_scalar_states; ++i)
+    if (key == keys.scalar_states[i]) return &param.scalar_states[i];
+  return with_averages && key == g_average_key ? &param.average : nullptr;
+}
+
+/// Looks up by value what was not found by identity: keys that were unpickled are not interned.
+void find_by_value(const Lookup& lookup, StateMask mask, FoundParam& param) {
+  const auto find = [&](PyObject* key) {
+    PyObject** place = place_of(key, lookup, mask, param);
+    if (place != nullptr && *place == nullptr) *place = get_item(param.state, key);
+  };
+  for (int i = 0; i < lookup.rule.num_states; ++i) find(lookup.keys.states[i]);
+  for (int i = 0; i < lookup.rule.num_scalar_states; ++i) find(lookup.keys.scalar_states[i]);
+  find(g_step_key);
+  find(g_average_key);
+}
+
+/// Throws NotFused where a key is no string: comparing it could run code of the user's.
+void find_values(const Lookup& lookup, StateMask mask, FoundParam& param) {
+  if (param.state == nullptr || PyDict_GET_SIZE(param.state) == 0) return;
+  PyObject *key, *value;
+  bool are_all_known = true;
+  for (Py_ssize_t position = 0; PyDict_Next(param.state, &position, &key, &value);) {
+    if (PyObject** place = place_of(key, lookup, mask, param)) {
+      *place = value;
+      __builtin_prefetch(value);
+      continue;
+    }
+    if (!PyUnicode_CheckExact(key))
+      throw NotFused("a parameter's state has a key that is no string");
+    are_all_known = false;
+  }
+  if (!are_all_known) find_by_value(lookup, mask, param);
+}
+
+/// Calls visit(TensorImpl) for each state, scalar state, step and average that is a plain tensor.
+template <class Visit>
+void for_each_state(const FoundParam& param, Visit visit) {
+  const auto visit_if_plain = [&](PyObject* value) {
+    if (value != nullptr && is_plain_type(value)) visit(*unpack(value).unsafeGetTensorImpl());
+  };
+  for (PyObject* value : param.values) visit_if_plain(value);
+  visit_if_plain(param.step);
+  for (PyObject* value : param.scalar_states) visit_if_plain(value);
+  visit_if_plain(param.average);
+}
+
+void prefetch_storage(const c10::TensorImpl& tensor) {
+  const c10::Storage& storage = tensor.unsafe_storage();
+  if (storage) prefetch(storage.unsafeGetStorageImpl());
+}
+
+PyObject* intern(const char* name) {
+  PyObject* key = PyUnicode_InternFromString(name);
+  if (key == nullptr) throw PythonError();
+  return key;
+}
+
+}  // namespace
+
+const RuleKeys& keys_of(int rule) {
+  return g_rules[rule];
+}
+PyObject* params_key() {
+  return g_params_key;
+}
+PyObject* maximize_key() {
+  return g_maximize_key;
+}
+PyObject* step_key() {
+  return g_step_key;
+}
+PyObject* average_key() {
+  return g_average_key;
+}
+
+bool is_plain_type(PyObject* object) {
+  return Py_TYPE(object) == g_parameter_type || is_exact_tensor(object);
+}
+
+bool is_plain_dict(PyObject* object) {
+  return PyDict_CheckExact(object) || Py_TYPE(object) == g_defaultdict_type;
+}
+
+bool is_tensor(PyObject* object) {
+  return is_plain_type(object) ||
+         PyType_IsSubtype(Py_TYPE(object), reinterpret_cast<PyTypeObject*>(THPVariableClass));
+}
+
+void check_keys(PyObject* states) {
+  PyObject *key, *value;
+  for (Py_ssize_t position = 0; PyDict_Next(states, &position, &key, &value);)
+    if (!is_plain_type(key) && !PyUnicode_CheckExact(key))
+      throw NotFused("the state has a key of another type than Tensor and Parameter");
+}
+
+void find_batch(const Lookup& lookup, StateMask mask, PyObject* const* params, Py_ssize_t first,
+                Py_ssize_t count, std::vector<FoundParam>& found) {
+  const c10::TensorImpl* tensors[kBatch];
+  for (Py_ssize_t i = 0; i < count; ++i) __builtin_prefetch(params[i]);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!is_plain_type(params[i]))
+      throw NotFused("a parameter is of another type than Tensor and Parameter");
+    tensors[i] = unpack(params[i]).unsafeGetTensorImpl();
+    prefetch(tensors[i]);
+  }
+  found.clear();
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (tensors[i]->autograd_meta() != nullptr) __builtin_prefetch(tensors[i]->autograd_meta());
+    prefetch_storage(*tensors[i]);
+  }
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const at::Tensor& grad = tensors[i]->grad();
+    if (!grad.defined() && !lookup.with_averages) continue;
+    if (grad.defined()) prefetch(grad.unsafeGetTensorImpl());
+    FoundParam param{};
+    param.object = params[i];
+    param.index = first + i;
+    param.tensor = &unpack(params[i]);
+    param.grad = grad.defined() ? grad.unsafeGetTensorImpl() : nullptr;
+    param.state = find_state(lookup.states, params[i]);
+    if (param.state != nullptr) __builtin_prefetch(param.state);
+    found.push_back(param);
+  }
+  for (FoundParam& param : found) find_values(lookup, mask, param);
+  std::erase_if(found,
+                [](const FoundParam& p) { return p.grad == nullptr && p.average == nullptr; });
+  for (const FoundParam& param : found) {
+    if (param.grad != nullptr) prefetch_storage(*param.grad);
+    for_each_state(param, [](const c10::TensorImpl& tensor) { prefetch(&tensor); });
+  }
+  for (const FoundParam& param : found) for_each_state(param, prefetch_storage);
+}
+
+void initialize_lookup(PyObject* parameter_type, PyObject* defaultdict_type) {
+  g_defaultdict_type = reinterpret_cast<PyTypeObject*>(defaultdict_type);
+  Py_INCREF(defaultdict_type);
+  g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
+  Py_INCREF(parameter_type);
+  g_params_key = intern("params");
+  g_maximize_key = intern("maximize");
+  g_step_key = intern("step");
+  g_average_key = intern("ema");
+  for (int rule = 0; rule < kNumRules; ++rule) {
+    g_rules[rule].hyperparameters = intern_hyperparameters(kRules[rule]);
+    for (int i = 0; i < kRules[rule].num_states; ++i)
+      g_rules[rule].states[i] = intern(kRules[rule].states[i].name);
+    for (int i = 0; i < kRules[rule].num_scalar_states; ++i)
+      g_rules[rule].scalar_states[i] = intern(kRules[rule].scalar_states[i].name);
+  }
+}
+
+}  // namespace fused_optim

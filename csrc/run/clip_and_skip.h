@@ -1,0 +1,16 @@
+// Between gather and kernels: the norm of the gradients, and what it decides.
+#pragma once
+
+#include "gather/gather.h"
+
+namespace fused_optim {
+
+/// What the options say of it.
+ClipAndSkip clip_and_skip_from(const StepOptions& options);
+
+/// Takes the norm that the options ask for and notes it in `found`. The coefficient goes into the
+/// table, known to the host or as an address. Returns false where the host knows that the step is
+/// skipped. Runs without the GIL.
+bool clip_and_skip(Gathered& gathered, const Amp& amp, const StepOptions& options, Found& found);
+
+}  // namespace fused_optim

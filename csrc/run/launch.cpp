@@ -1,0 +1,59 @@
+#include "run/launch.h"
+
+#include "cpu/apply.h"
+#include "cuda/engine.h"
+
+namespace fused_optim {
+namespace {
+
+bool same_bucket(const TensorEntry& a, const TensorEntry& b) {
+  return a.dtype == b.dtype && a.mask == b.mask && a.device == b.device &&
+         a.is_averaged() == b.is_averaged();
+}
+
+}  // namespace
+
+void for_each_bucket(const TensorTable& table, const std::function<void(const Bucket&)>& apply) {
+  std::vector<const TensorEntry*> waiting, bucket, others;
+  std::vector<int64_t> ends;
+  waiting.reserve(table.entries.size());
+  for (const TensorEntry& entry : table.entries)
+    if (entry.numel > 0 || entry.device_step != nullptr) waiting.push_back(&entry);
+
+  while (!waiting.empty()) {
+    bucket.clear();
+    others.clear();
+    ends.clear();
+    int64_t total = 0;
+    for (const TensorEntry* entry : waiting) {
+      if (!same_bucket(*entry, *waiting.front())) {
+        others.push_back(entry);
+        continue;
+      }
+      bucket.push_back(entry);
+      ends.push_back(total += entry->numel);
+    }
+    apply({&table, bucket.data(), ends.data(), static_cast<int64_t>(bucket.size())});
+    waiting.swap(others);
+  }
+}
+
+void prepare(const TensorTable& table) {
+  const TensorEntry* last = nullptr;
+  for (const TensorEntry& entry : table.entries) {
+    if (entry.device.kind != DeviceKind::CUDA) continue;
+    if (last == nullptr || !same_bucket(*last, entry)) cuda::prepare(table.rule, entry);
+    last = &entry;
+  }
+}
+
+void launch(const TensorTable& table) {
+  for_each_bucket(table, [](const Bucket& bucket) {
+    if (bucket.first().device.kind == DeviceKind::CUDA)
+      cuda::apply(bucket);
+    else
+      cpu::apply(bucket);
+  });
+}
+
+}  // namespace fused_optim
