@@ -121,24 +121,43 @@ py::list states(int rule) {
   check_rule(rule);
   const RuleSpec& spec = kRules[rule];
   py::list found;
-  const auto add = [&](const char* name, const char* enabled_by, bool is_scalar) {
+  for (int i = 0; i < spec.num_states; ++i) {
+    const auto& [name, enabled_by, begins_as, begins_at, shape] = spec.states[i];
     const py::object switch_name =
         enabled_by == nullptr ? py::none() : py::object(py::str(enabled_by));
-    found.append(py::make_tuple(name, switch_name, is_scalar));
-  };
-  if (spec.has_step) add("step", nullptr, true);
-  for (int i = 0; i < spec.num_scalar_states; ++i) add(spec.scalar_states[i].name, nullptr, true);
-  for (int i = 0; i < spec.num_states; ++i)
-    add(spec.states[i].name, spec.states[i].enabled_by, false);
+    found.append(py::make_tuple(name, switch_name, shape == StateShape::OneElement));
+  }
   return found;
 }
 
 std::vector<std::string> scalar_states(int rule) {
   check_rule(rule);
   std::vector<std::string> names;
-  for (int i = 0; i < kRules[rule].num_scalar_states; ++i)
-    names.emplace_back(kRules[rule].scalar_states[i].name);
+  const RuleSpec& spec = kRules[rule];
+  for (int i = 0; i < spec.num_states; ++i)
+    if (!spec.states[i].is_like_param() && !is_step(spec.states[i]))
+      names.emplace_back(spec.states[i].name);
   return names;
+}
+
+py::object get_state_dtype(const StepOptions& options) {
+  return py::reinterpret_steal<py::object>(object_of(*options.state_dtypes));
+}
+
+void set_state_dtype(StepOptions& options, const py::object& value) {
+  options.state_dtypes = std::make_shared<StateDtypes>(read_state_dtypes(value.ptr()));
+}
+
+py::object get_ema_dtype(const StepOptions& options) {
+  if (!options.ema_dtype) return py::none();
+  return py::reinterpret_steal<py::object>(object_of(*options.ema_dtype));
+}
+
+void set_ema_dtype(StepOptions& options, const py::object& value) {
+  if (value.is_none())
+    options.ema_dtype.reset();
+  else
+    options.ema_dtype = read_dtype(value.ptr());
 }
 
 template <at::Tensor StepOptions::* tensor>
@@ -216,6 +235,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("skip_nonfinite", &StepOptions::skip_nonfinite)
       .def_readwrite("zero_grads", &StepOptions::zero_grads)
       .def_readwrite("ema_decay", &StepOptions::ema_decay)
+      .def_property("ema_dtype", get_ema_dtype, set_ema_dtype)
+      .def_property("state_dtype", get_state_dtype, set_state_dtype)
       .def_property_readonly("any", &StepOptions::any)
       .def_property_readonly("needs_norm", &StepOptions::needs_norm)
       .def_property("grad_norm", get<&StepOptions::grad_norm>, set<&StepOptions::grad_norm>)

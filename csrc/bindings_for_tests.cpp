@@ -28,11 +28,17 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
   Amp amp(Py_None, Py_None);
   Gathered gathered =
       gather(rule, kRules[rule].name, param_groups.ptr(), state.ptr(), amp, options);
-  for (const HostStep& step : gathered.steps)
-    if (step.dtype == DType::Float32)
-      gathered.table.entries[step.entry].device_step = static_cast<float*>(step.data);
-  std::erase_if(gathered.steps, [](const HostStep& s) { return s.dtype == DType::Float32; });
-  for (ScalarStates& states : gathered.table.scalar_states) states.on_device = true;
+  TensorTable& table = gathered.table;
+  const bool has_step = kRules[rule].has_step;
+  for (TensorEntry& entry : table.entries) {
+    OneElementState* states = table.one_element_states_of(entry);
+    for (int i = 0; i < table.num_one_element; ++i) {
+      const bool is_step = has_step && i == 0;
+      if (is_step && states[i].format != Format::Float32) continue;  // no device has others
+      states[i].is_on_device = true;
+      if (is_step) entry.device_step = static_cast<float*>(states[i].data);
+    }
+  }
   Decision decision;
   if (options.needs_norm()) {
     ClipAndSkip rule = clip_and_skip_from(options);

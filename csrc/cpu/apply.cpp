@@ -22,8 +22,8 @@ void run_range(const void* context, int64_t begin, int64_t end) {
 
 void apply(const Bucket& bucket) {
   const TensorEntry& first = bucket.first();
-  const Launch launch{&bucket,
-                      find_kernel(current_isa(), bucket.table->rule, first.mask, first.dtype)};
+  const Launch launch{
+      &bucket, find_kernel(current_isa(), bucket.table->rule, first.mask, first.is_double())};
   if (launch.kernel == nullptr) throw std::logic_error("fused_optim: no kernel for this bucket");
   parallel_ranges(bucket.numel(), run_range, &launch);
 }

@@ -13,24 +13,24 @@ constexpr int64_t kTileSize = 512;
 using Kernel = void (*)(const Bucket& bucket, int64_t begin, int64_t end);
 
 namespace baseline {
-Kernel find_kernel(int rule, StateMask states, DType dtype);
+Kernel find_kernel(int rule, StateMask states, bool is_double);
 }
 #if defined(__x86_64__)
 namespace avx2 {
-Kernel find_kernel(int rule, StateMask states, DType dtype);
+Kernel find_kernel(int rule, StateMask states, bool is_double);
 }
 namespace avx512 {
-Kernel find_kernel(int rule, StateMask states, DType dtype);
+Kernel find_kernel(int rule, StateMask states, bool is_double);
 }
 #endif
 
-inline Kernel find_kernel(Isa isa, int rule, StateMask states, DType dtype) {
+inline Kernel find_kernel(Isa isa, int rule, StateMask states, bool is_double) {
 #if defined(__x86_64__)
-  if (isa == Isa::AVX512) return avx512::find_kernel(rule, states, dtype);
-  if (isa == Isa::AVX2) return avx2::find_kernel(rule, states, dtype);
+  if (isa == Isa::AVX512) return avx512::find_kernel(rule, states, is_double);
+  if (isa == Isa::AVX2) return avx2::find_kernel(rule, states, is_double);
 #endif
   (void)isa;
-  return baseline::find_kernel(rule, states, dtype);
+  return baseline::find_kernel(rule, states, is_double);
 }
 
 }  // namespace fused_optim::cpu

@@ -1,5 +1,7 @@
 // The CPU kernels for avx512f,avx512bw,avx512vl,avx512dq,fma.
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -7,7 +9,10 @@
 #include "cpu/kernels.h"
 #include "cpu/norm_kernels.h"
 #include "rules/one_element_states.h"
+#include "step/entry_values.h"
 #include "step/kernel_types.h"
+
+#define FUSED_OPTIM_BLOCKS_AVX512
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma"))), \

@@ -6,6 +6,7 @@
 #include "cpu/kernels.h"
 #include "cpu/norm_kernels.h"
 #include "rules/one_element_states.h"
+#include "step/entry_values.h"
 #include "step/kernel_types.h"
 
 namespace fused_optim::cpu::baseline {

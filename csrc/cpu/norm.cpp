@@ -12,7 +12,7 @@ namespace {
 struct Span {
   std::vector<const Gradient*> entries;
   std::vector<int64_t> ends;
-  NormKernels kernels[kNumDTypes];
+  NormKernels kernels[kNumFormats];
 
   explicit Span(const Gradients& gradients) {
     int64_t total = 0;
@@ -21,8 +21,8 @@ struct Span {
       entries.push_back(&gradient);
       ends.push_back(total += gradient.numel);
     }
-    for (int dtype = 0; dtype < kNumDTypes; ++dtype)
-      kernels[dtype] = find_norm_kernels(current_isa(), static_cast<DType>(dtype));
+    for (int dtype = 0; dtype < kNumFormats; ++dtype)
+      kernels[dtype] = find_norm_kernels(current_isa(), static_cast<Format>(dtype));
   }
 
   int64_t numel() const { return ends.empty() ? 0 : ends.back(); }
@@ -84,7 +84,7 @@ void sum_chunks(const Gradients& gradients, NormType type, double* sums) {
 
 double finish_norm(const double* sums, int64_t count, NormType type) {
   if (count == 0) return 0.0;
-  const NormKernels kernels = find_norm_kernels(current_isa(), DType::Float64);
+  const NormKernels kernels = find_norm_kernels(current_isa(), Format::Float64);
   return norm_of_sum(type, kernels.sum_chunk[static_cast<int>(type_of_sums(type))](sums, count));
 }
 

@@ -12,18 +12,18 @@ struct NormKernels {
 };
 
 namespace baseline {
-NormKernels find_norm_kernels(DType dtype);
+NormKernels find_norm_kernels(Format dtype);
 }
 #if defined(__x86_64__)
 namespace avx2 {
-NormKernels find_norm_kernels(DType dtype);
+NormKernels find_norm_kernels(Format dtype);
 }
 namespace avx512 {
-NormKernels find_norm_kernels(DType dtype);
+NormKernels find_norm_kernels(Format dtype);
 }
 #endif
 
-inline NormKernels find_norm_kernels(Isa isa, DType dtype) {
+inline NormKernels find_norm_kernels(Isa isa, Format dtype) {
 #if defined(__x86_64__)
   if (isa == Isa::AVX512) return avx512::find_norm_kernels(dtype);
   if (isa == Isa::AVX2) return avx2::find_norm_kernels(dtype);

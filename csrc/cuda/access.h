@@ -1,9 +1,9 @@
-// Memory as CUDA kernels reach it: 16 bytes at a time, and by chunks of tensors.
+// Memory as CUDA kernels reach it: 16 bytes at a time.
 #pragma once
 
 #include <cstdint>
 
-#include "storage/dtype.h"
+#include "storage/registry.h"
 
 namespace fused_optim::cuda {
 
@@ -88,21 +88,6 @@ template <class Storage>
 FUSED_OPTIM_INLINE void store_elements(Storage* to, const Pack& pack) {
   FUSED_OPTIM_UNROLL
   for (int i = 0; i < kPackSize<Storage>; ++i) to[i] = element_of<Storage>(pack, i);
-}
-
-/// The entry whose chunks contain this one. `chunk_end(i)`: chunks up to the end of entry i.
-template <class ChunkEnd>
-FUSED_OPTIM_INLINE uint32_t find_by_chunk(uint32_t num_entries, uint32_t chunk,
-                                          ChunkEnd chunk_end) {
-  uint32_t low = 0, high = num_entries - 1;
-  while (low < high) {
-    const uint32_t middle = (low + high) / 2;
-    if (chunk_end(middle) > chunk)
-      high = middle;
-    else
-      low = middle + 1;
-  }
-  return low;
 }
 
 }  // namespace fused_optim::cuda

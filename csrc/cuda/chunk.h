@@ -1,7 +1,7 @@
 // A chunk of an entry: where its operands' elements lie, and how they get into registers and back.
 #pragma once
 
-#include "cuda/access.h"
+#include "cuda/formats.h"
 #include "cuda/kernel_table.h"
 #include "step/table.h"
 
@@ -10,14 +10,15 @@ namespace fused_optim::cuda {
 /// Packs of each operand that a thread has in flight at a time. One is enough of five operands, as
 /// two are of two; and double, which takes twice the registers to compute with, leaves room for no
 /// more.
-template <class Storage, int kOperands>
-constexpr int kPacksInFlight = sizeof(Storage) == 8 && kOperands > 4 ? 1 : 2;
+template <class Formats, int kOperands>
+constexpr int kPacksInFlight = Formats::kLargestItem == 8 && kOperands > 4 ? 1 : 2;
 
-template <class Storage, int kOperands>
+/// `Formats`: UniformFormats or MixedFormats.
+template <class Formats, int kOperands>
 class Chunk {
  public:
   static constexpr int kAverageOperand = kOperands;
-  static constexpr int kUnroll = kPacksInFlight<Storage, kOperands>;
+  static constexpr int kUnroll = kPacksInFlight<Formats, kOperands>;
 
   /// kUnroll packs of each operand, the average's last.
   struct Packs {
@@ -25,35 +26,40 @@ class Chunk {
   };
 
   /// `number`: among the chunks of the entry.
-  FUSED_OPTIM_INLINE Chunk(const TableView& table, const EntryView& entry, int scalar_states,
-                           uint32_t number)
-      : table_(table), entry_(entry), number_(number) {
+  FUSED_OPTIM_INLINE Chunk(const TableView& table, const EntryView& entry, const Formats& formats,
+                           int one_element_states, uint32_t number)
+      : formats_(formats), table_(table), entry_(entry), number_(number) {
     const int64_t rest = entry.numel() - begin();
     count_ = static_cast<uint32_t>(rest < kChunk ? rest : kChunk);
     const int64_t first = is_strided() ? 0 : begin();
     FUSED_OPTIM_UNROLL
-    for (int k = 0; k < kOperands; ++k) data_[k] = static_cast<Storage*>(entry.operand(k)) + first;
-    data_[kAverageOperand] =
-        is_averaged() ? static_cast<Storage*>(entry.average(scalar_states)) + first : nullptr;
+    for (int k = 0; k < kOperands; ++k)
+      data_[k] = static_cast<char*>(entry.operand(k)) + first * formats.size(k);
+    data_[kAverageOperand] = is_averaged() ? static_cast<char*>(entry.average(one_element_states)) +
+                                                 first * formats.size(kAverageOperand)
+                                           : nullptr;
   }
 
+  FUSED_OPTIM_INLINE const Formats& formats() const { return formats_; }
   FUSED_OPTIM_INLINE bool is_zeroed() const { return table_.head.zeroes_grads(); }
   FUSED_OPTIM_INLINE bool is_averaged() const { return table_.head.has_averages(); }
   FUSED_OPTIM_INLINE uint32_t count() const { return count_; }
 
   /// Packs that it has whole. Strided operands have none: they go element by element.
   FUSED_OPTIM_INLINE uint32_t num_packs() const {
-    return is_strided() ? 0 : count_ / kPackSize<Storage>;
+    return is_strided() ? 0 : count_ / Formats::kPack;
   }
 
   /// Issues the loads of packs i, i + stride, ..., all of them before any value is used. What is
   /// beyond the chunk is not loaded.
   FUSED_OPTIM_INLINE void load_packs(uint32_t i, uint32_t stride, Packs& loaded) const {
     if (entry_.unaligned() == 0)
-      load_each(i, stride, loaded, [](Storage* from, int) { return load(from); });
+      load_each(i, stride, loaded,
+                [&](const char* from, int operand) { return formats_.load_pack(from, operand); });
     else
-      load_each(i, stride, loaded, [&](Storage* from, int operand) {
-        return is_unaligned(operand) ? load_elements(from) : load(from);
+      load_each(i, stride, loaded, [&](const char* from, int operand) {
+        return is_unaligned(operand) ? formats_.load_pack_unaligned(from, operand)
+                                     : formats_.load_pack(from, operand);
       });
   }
 
@@ -69,11 +75,11 @@ class Chunk {
   FUSED_OPTIM_INLINE void zero_grad_pack(uint32_t i) const { store_operand(kGrad, i, Pack{}); }
 
   /// Where the operands' elements of this number in the chunk lie.
-  FUSED_OPTIM_INLINE void locate(uint32_t i, Storage* (&elements)[kOperands + 1]) const {
+  FUSED_OPTIM_INLINE void locate(uint32_t i, char* (&elements)[kOperands + 1]) const {
     FUSED_OPTIM_UNROLL
     for (int k = 0; k <= kOperands; ++k) elements[k] = data_[k];
     if (!is_strided())
-      advance(elements, [&](int) { return i; });
+      advance(elements, [&](int) { return int64_t{i}; });
     else if (entry_.numel() <= int64_t{~0u})
       locate_strided(static_cast<uint32_t>(begin()) + i, elements);
     else
@@ -87,8 +93,8 @@ class Chunk {
     return (entry_.unaligned() >> operand) & 1u;
   }
 
-  FUSED_OPTIM_INLINE Storage* pack_at(int operand, uint32_t i) const {
-    return data_[operand] + i * kPackSize<Storage>;
+  FUSED_OPTIM_INLINE char* pack_at(int operand, uint32_t i) const {
+    return data_[operand] + i * (Formats::kPack * formats_.size(operand));
   }
 
   template <class Load>
@@ -107,29 +113,30 @@ class Chunk {
 
   FUSED_OPTIM_INLINE void store_operand(int operand, uint32_t i, const Pack& pack) const {
     if (is_unaligned(operand))
-      store_elements(pack_at(operand, i), pack);
+      formats_.store_pack_unaligned(pack_at(operand, i), operand, pack);
     else
-      store(pack_at(operand, i), pack);
+      formats_.store_pack(pack_at(operand, i), operand, pack);
   }
 
   /// Moves each operand's address by offset(operand) elements.
   template <class Offset>
-  FUSED_OPTIM_INLINE void advance(Storage* (&elements)[kOperands + 1], Offset offset) const {
+  FUSED_OPTIM_INLINE void advance(char* (&elements)[kOperands + 1], Offset offset) const {
     FUSED_OPTIM_UNROLL
-    for (int k = 0; k < kOperands; ++k) elements[k] += offset(k);
-    if (is_averaged()) elements[kAverageOperand] += offset(kAverageOperand);
+    for (int k = 0; k < kOperands; ++k) elements[k] += offset(k) * formats_.size(k);
+    if (is_averaged())
+      elements[kAverageOperand] += offset(kAverageOperand) * formats_.size(kAverageOperand);
   }
 
   template <class Integer>
-  FUSED_OPTIM_INLINE void locate_strided(Integer element,
-                                         Storage* (&elements)[kOperands + 1]) const {
+  FUSED_OPTIM_INLINE void locate_strided(Integer element, char* (&elements)[kOperands + 1]) const {
     const LayoutView layout{table_.words + entry_.layout()};
     layout.for_each_index(element, [&](int dim, int64_t index) {
       advance(elements, [&](int operand) { return index * layout.stride(operand, dim); });
     });
   }
 
-  Storage* data_[kOperands + 1];  // of the chunk's first element, strided: of the tensor's
+  const Formats formats_;
+  char* data_[kOperands + 1];  // of the chunk's first element, strided: of the tensor's
   TableView table_;
   EntryView entry_;
   uint32_t number_, count_;

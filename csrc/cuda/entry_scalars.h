@@ -11,11 +11,11 @@ namespace fused_optim::cuda {
 
 /// The scalar states of an entry as they are before the step.
 template <class Rule>
-FUSED_OPTIM_INLINE ScalarValues load_scalar_states(const EntryView& entry) {
-  ScalarValues values{};
+FUSED_OPTIM_INLINE OneElementValues load_one_element_states(const EntryView& entry) {
+  OneElementValues values{};
   FUSED_OPTIM_UNROLL
-  for (int i = 0; i < num_scalar_states<Rule>; ++i)
-    values.before[i] = load_scalar(entry.scalar_state(i), entry.scalar_dtype());
+  for (int i = 0; i < num_one_element_states<Rule>; ++i)
+    values.before[i] = load_scalar(entry.one_element_state(i), entry.one_element_format());
   return values;
 }
 
@@ -61,7 +61,7 @@ struct EntryScalars {
   FUSED_OPTIM_INLINE void prepare(const Place& place, const TableView& table,
                                   const EntryView& entry) {
     const double step = entry.step();
-    const ScalarValues states = load_scalar_states<Rule>(entry);
+    const OneElementValues states = load_one_element_states<Rule>(entry);
     if (are_made_of(entry.row(), step, states)) return;
     wait_for_block();  // others may still read what is there
     if (speaks_for_block(place)) make(table, entry, step, states);
@@ -69,22 +69,24 @@ struct EntryScalars {
   }
 
  private:
-  FUSED_OPTIM_INLINE bool are_made_of(uint32_t row, double step, const ScalarValues& states) const {
+  FUSED_OPTIM_INLINE bool are_made_of(uint32_t row, double step,
+                                      const OneElementValues& states) const {
     bool same = row == row_ && step == step_;
     FUSED_OPTIM_UNROLL
-    for (int i = 0; i < num_scalar_states<Rule>; ++i) same = same && states.before[i] == before_[i];
+    for (int i = 0; i < num_one_element_states<Rule>; ++i)
+      same = same && states.before[i] == before_[i];
     return same;
   }
 
   FUSED_OPTIM_INLINE void make(const TableView& table, const EntryView& entry, double step,
-                               ScalarValues states) {
+                               OneElementValues states) {
     row_ = entry.row();
     step_ = step;
     FUSED_OPTIM_UNROLL
-    for (int i = 0; i < num_scalar_states<Rule>; ++i) before_[i] = states.before[i];
+    for (int i = 0; i < num_one_element_states<Rule>; ++i) before_[i] = states.before[i];
     const auto hyperparameters = hyperparameters_of<Rule>(table, entry);
-    if constexpr (num_scalar_states<Rule> > 0)
-      advance_scalar_states<Rule>(hyperparameters, step, entry.scalar_dtype(), states);
+    if constexpr (num_one_element_states<Rule> > 0)
+      advance_one_element_states<Rule>(hyperparameters, step, entry.one_element_format(), states);
     const TableHead& head = table.head;
     const double scale = head.grad_scale == nullptr ? 1.0 : static_cast<double>(*head.grad_scale);
     const double coefficient = head.decision == nullptr ? 1.0 : head.decision->coefficient;
@@ -94,7 +96,7 @@ struct EntryScalars {
   }
 
   uint32_t row_;
-  double step_, before_[kMaxScalarStates];
+  double step_, before_[kMaxOneElementStates];
 };
 
 }  // namespace fused_optim::cuda

@@ -4,10 +4,10 @@ namespace fused_optim::cuda {
 
 std::vector<GradientLaunch> fill_gradient_tables(const Gradients& gradients, Device device) {
   std::vector<GradientLaunch> launches;
-  for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
+  for (int dtype = 0; dtype < kNumFormats; ++dtype) {
     GradientLaunch* launch = nullptr;
     for (const Gradient& gradient : gradients.entries) {
-      if (!(gradient.device == device) || gradient.dtype != static_cast<DType>(dtype)) continue;
+      if (!(gradient.device == device) || gradient.dtype != static_cast<Format>(dtype)) continue;
       if (launch == nullptr || launch->head.num_entries == GradientTable::kEntries) {
         launch = &launches.emplace_back();
         launch->dtype = gradient.dtype;

@@ -10,7 +10,7 @@
 namespace fused_optim::cuda {
 
 struct GradientLaunch {
-  DType dtype;
+  Format dtype;
   GradientTableHead head;             // its addresses and the largest norm are not set
   std::vector<GradientView> entries;  // no more than a GradientTable has
 

@@ -1,6 +1,7 @@
 #include "cuda/fill_tables.h"
 
 #include "rules/registry.h"
+#include "step/entry_values.h"
 
 namespace fused_optim::cuda {
 namespace {
@@ -9,7 +10,10 @@ namespace {
 class TableFiller {
  public:
   TableFiller(const Bucket& bucket, const DeviceInputs& inputs)
-      : bucket_(bucket), spec_(kRules[bucket.table->rule]), inputs_(inputs) {
+      : bucket_(bucket),
+        spec_(kRules[bucket.table->rule]),
+        num_one_element_(spec_.num_one_element - (spec_.has_step ? 1 : 0)),
+        inputs_(inputs) {
     for (int i = 0; i < kAverage; ++i)
       if (i < kFirstState || has_state(bucket.first().mask, i - kFirstState))
         operands_.push_back(i);
@@ -26,8 +30,9 @@ class TableFiller {
  private:
   int num_operands() const { return static_cast<int>(operands_.size()); }
   bool is_averaged() const { return bucket_.first().is_averaged(); }
+  bool is_mixed() const { return !bucket_.first().is_uniform(); }
   int entry_size() const {
-    return EntryView::size(num_operands(), spec_.num_scalar_states, is_averaged());
+    return EntryView::size(num_operands(), num_one_element_, is_averaged(), is_mixed());
   }
 
   void add(const TensorEntry& entry) {
@@ -43,13 +48,14 @@ class TableFiller {
                                                     : bits_as<uint64_t>(entry.step));
     entries_.push_back(static_cast<uint64_t>(entry.numel));
     if (!layout.empty()) strided_.push_back({entries_.size(), layouts_.size()});
-    const ScalarStates* states = bucket_.table->scalar_states_of(entry);
+    const OneElementSpan states = beside_step(*bucket_.table, entry);
     // The layout's word is known once all before it have their places.
     entries_.push_back(
         EntryView::word_of(num_rows_ - 1, 0, flags_of(entry, states), unaligned_operands(entry)));
-    for (int i = 0; i < spec_.num_scalar_states; ++i)
-      entries_.push_back(reinterpret_cast<uint64_t>(states->data[i]));
+    for (int i = 0; i < num_one_element_; ++i)
+      entries_.push_back(reinterpret_cast<uint64_t>(states.states[i].data));
     if (is_averaged()) entries_.push_back(address(entry, kAverage));
+    if (is_mixed()) entries_.push_back(formats_of(entry));
     layouts_.insert(layouts_.end(), layout.begin(), layout.end());
     chunks_ += static_cast<uint32_t>((entry.numel + kChunk - 1) / kChunk);
     chunk_ends_.push_back(chunks_);
@@ -59,9 +65,17 @@ class TableFiller {
     return reinterpret_cast<uint64_t>(entry.operands[operand]);
   }
 
-  static uint32_t flags_of(const TensorEntry& entry, const ScalarStates* states) {
+  uint64_t formats_of(const TensorEntry& entry) const {
+    uint64_t formats = static_cast<uint64_t>(entry.formats[kAverage]) << (8 * operands_.size());
+    for (size_t i = 0; i < operands_.size(); ++i)
+      formats |= static_cast<uint64_t>(entry.formats[operands_[i]]) << (8 * i);
+    return formats;
+  }
+
+  static uint32_t flags_of(const TensorEntry& entry, const OneElementSpan& states) {
     uint32_t flags = entry.device_step != nullptr ? EntryView::kDeviceStep : 0;
-    if (states != nullptr) flags |= static_cast<uint32_t>(states->dtype) << EntryView::kDTypeShift;
+    if (states.count > 0)
+      flags |= static_cast<uint32_t>(states.states[0].format) << EntryView::kFormatShift;
     return flags;
   }
 
@@ -76,7 +90,7 @@ class TableFiller {
 
   void add_row(int32_t index) {
     const HyperparameterRow& row = bucket_.table->rows[index];
-    rows_.push_back(bits_as<uint64_t>(row.grad_multiplier));
+    rows_.push_back(bits_as<uint64_t>(bucket_.table->grad_multiplier(row)));
     uint64_t on_device = 0;
     for (int i = 0; i < spec_.num_hyperparameters; ++i)
       if (row.addresses[i] != nullptr) on_device |= uint64_t{1} << i;
@@ -145,6 +159,7 @@ class TableFiller {
 
   const Bucket& bucket_;
   const RuleSpec& spec_;
+  const int num_one_element_;  // beside the step
   const DeviceInputs inputs_;
   uint32_t flags_ = 0;
   std::vector<int> operands_;

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "base/platform.h"
-#include "cuda/access.h"
+#include "cuda/find_by_chunk.h"
 #include "reduce/norm.h"
 
 namespace fused_optim::cuda {

@@ -43,8 +43,11 @@ using RunTable = void (*)(const TableView&, uint32_t, uint32_t);
 int run_on_host(const Bucket& bucket, const DeviceInputs& inputs, uint32_t blocks,
                 uint32_t threads) {
   RunTable run = nullptr;
-  with_kernel_types(bucket.table->rule, bucket.first().mask, bucket.first().dtype, [&]<class I>(I) {
-    run = run_table<StepKernel<typename I::Rule, I::states, typename I::Storage>>;
+  const TensorEntry& first = bucket.first();
+  with_element(first.is_uniform(), first.formats[kParam], [&]<class Element>(Element) {
+    with_kernel_types<Element>(bucket.table->rule, first.mask, [&]<class Types>(Types) {
+      run = run_table<StepKernel<typename Types::Rule, Types::states, Element>>;
+    });
   });
   if (run == nullptr) throw std::logic_error("fused_optim: no kernel for this bucket");
   const std::vector<FilledTable> tables = fill_tables(bucket, inputs);

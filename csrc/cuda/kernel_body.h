@@ -3,6 +3,7 @@
 
 #include "cuda/chunk.h"
 #include "cuda/entry_scalars.h"
+#include "cuda/find_by_chunk.h"
 #include "cuda/kernel_table.h"
 #include "cuda/place.h"
 
@@ -17,17 +18,20 @@ constexpr int count_states(StateMask states) {
   return count;
 }
 
-template <class Rule, StateMask states, class Storage>
+/// `Element`: a format, or Mixed.
+template <class Rule, StateMask states, class Element>
 class StepKernel {
  public:
-  using Scalars = EntryScalars<Rule, opmath_t<Storage>>;
+  using Formats = formats_of_t<Element>;
+  using Scalars = EntryScalars<Rule, typename Formats::T>;
   /// Operands of an entry: the parameter, the gradient and the states that are on.
   static constexpr int kOperands = kFirstState + count_states(states);
   static constexpr int kHyperparameters = cuda::kHyperparameters<Rule>;
-  static constexpr int kScalarStates = num_scalar_states<Rule>;
+  static constexpr int kOneElementStates = num_one_element_states<Rule>;
 
   FUSED_OPTIM_INLINE static EntryView entry_at(const TableView& table, uint32_t index) {
-    const uint32_t size = EntryView::size(kOperands, kScalarStates, table.head.has_averages());
+    const uint32_t size =
+        EntryView::size(kOperands, kOneElementStates, table.head.has_averages(), Formats::kIsMixed);
     return {table.words + table.head.first_entry + index * size, kOperands};
   }
 
@@ -44,7 +48,8 @@ class StepKernel {
       const uint32_t index = find_by_chunk(head.num_entries, chunk,
                                            [&](uint32_t entry) { return table.chunk_end(entry); });
       const EntryView entry = entry_at(table, index);
-      const Operands operands(table, entry, kScalarStates, chunk - table.first_chunk(index));
+      const Operands operands(table, entry, formats_at(table, entry), kOneElementStates,
+                              chunk - table.first_chunk(index));
       if (skipped)
         kernel.zero_chunk(operands);
       else
@@ -58,24 +63,30 @@ class StepKernel {
     if (table.head.is_skipped()) return;
     for (uint32_t i = thread; i < table.head.num_entries; i += num_threads) {
       const EntryView entry = entry_at(table, i);
-      if constexpr (kScalarStates > 0) {
-        ScalarValues values = load_scalar_states<Rule>(entry);
-        advance_scalar_states<Rule>(hyperparameters_of<Rule>(table, entry), entry.step(),
-                                    entry.scalar_dtype(), values);
+      if constexpr (kOneElementStates > 0) {
+        OneElementValues values = load_one_element_states<Rule>(entry);
+        advance_one_element_states<Rule>(hyperparameters_of<Rule>(table, entry), entry.step(),
+                                         entry.one_element_format(), values);
         FUSED_OPTIM_UNROLL
-        for (int k = 0; k < kScalarStates; ++k)
-          store_scalar(entry.scalar_state(k), entry.scalar_dtype(), values.after[k]);
+        for (int k = 0; k < kOneElementStates; ++k)
+          store_scalar(entry.one_element_state(k), entry.one_element_format(), values.after[k]);
       }
       if (entry.flags() & EntryView::kDeviceStep) *entry.device_step() += 1.0f;
     }
   }
 
  private:
-  using T = opmath_t<Storage>;
-  using Operands = Chunk<Storage, kOperands>;
+  using T = typename Formats::T;
+  using Operands = Chunk<Formats, kOperands>;
   static constexpr int kStates = num_states<Rule>;
   static constexpr int kAverageOperand = Operands::kAverageOperand;
   static constexpr int kUnroll = Operands::kUnroll;
+  static constexpr int kPack = Formats::kPack, kTogether = Formats::kTogether;
+
+  FUSED_OPTIM_INLINE static Formats formats_at(const TableView& table, const EntryView& entry) {
+    return Formats(Formats::kIsMixed ? entry.formats(kOneElementStates, table.head.has_averages())
+                                     : 0);
+  }
 
   static constexpr int state_operand(int state) {
     return kFirstState + count_states(states & ((1u << state) - 1u));
@@ -87,32 +98,36 @@ class StepKernel {
   FUSED_OPTIM_INLINE void zero_chunk(const Operands& operands) const {
     for (uint32_t i = place_.thread; i < operands.num_packs(); i += place_.num_threads)
       operands.zero_grad_pack(i);
-    for_each_single(operands, [](Storage* const* elements) { *elements[kGrad] = Storage{}; });
+    for_each_single(operands, [&](char* const* elements) {
+      operands.formats().store_element(elements[kGrad], kGrad, T(0));
+    });
   }
 
   FUSED_OPTIM_INLINE void step_chunk(const EntryView& entry, const Operands& operands) {
     step_packs(entry, operands);
-    for_each_single(operands, [&](Storage* const* elements) {
+    const Formats& formats = operands.formats();
+    for_each_single(operands, [&](char* const* elements) {
       T values[kOperands];
       FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k) values[k] = to_opmath(*elements[k]);
+      for (int k = 0; k < kOperands; ++k) values[k] = formats.load_element(elements[k], k);
       step_element(values);
       FUSED_OPTIM_UNROLL
       for (int k = 0; k < kOperands; ++k)
-        if (k != kGrad) *elements[k] = to_storage<Storage>(values[k]);
-      if (operands.is_zeroed()) *elements[kGrad] = Storage{};
+        if (k != kGrad) formats.store_element(elements[k], k, values[k]);
+      if (operands.is_zeroed()) formats.store_element(elements[kGrad], kGrad, T(0));
       if (!operands.is_averaged()) return;
-      Storage& average = *elements[kAverageOperand];
-      average = to_storage<Storage>(averaged(to_opmath(average), to_opmath(*elements[kParam])));
+      const T average = formats.load_element(elements[kAverageOperand], kAverageOperand);
+      const T param = formats.load_element(elements[kParam], kParam);
+      formats.store_element(elements[kAverageOperand], kAverageOperand, averaged(average, param));
     });
   }
 
   /// Visits the elements that are in no pack: those after the last one, all of strided operands.
   template <class Visit>
   FUSED_OPTIM_INLINE void for_each_single(const Operands& operands, Visit visit) const {
-    const uint32_t done = operands.num_packs() * kPackSize<Storage>;
+    const uint32_t done = operands.num_packs() * kPack;
     for (uint32_t i = done + place_.thread; i < operands.count(); i += place_.num_threads) {
-      Storage* elements[kOperands + 1];
+      char* elements[kOperands + 1];
       operands.locate(i, elements);
       visit(elements);
     }
@@ -135,42 +150,45 @@ class StepKernel {
       FUSED_OPTIM_UNROLL
       for (int u = 0; u < kUnroll; ++u) {
         if (i + u * place_.num_threads >= packs) break;
-        step_pack(loaded.packs[u], operands.is_averaged());
+        step_pack(operands.formats(), loaded.packs[u], operands.is_averaged());
         operands.store_pack(i + u * place_.num_threads, loaded.packs[u]);
       }
       first += kUnroll * place_.num_threads;
     } while (first < packs);
   }
 
-  FUSED_OPTIM_INLINE void step_pack(Pack (&packs)[kOperands + 1], bool is_averaged) const {
+  FUSED_OPTIM_INLINE void step_pack(const Formats& formats, Pack (&packs)[kOperands + 1],
+                                    bool is_averaged) const {
     FUSED_OPTIM_UNROLL
-    for (int v = 0; v < kPackSize<Storage>; v += kEncoded<Storage>) {
-      T values[kEncoded<Storage>][kOperands], encoded[kEncoded<Storage>];
+    for (int v = 0; v < kPack; v += kTogether) {
+      T values[kTogether][kOperands], encoded[kTogether];
       FUSED_OPTIM_UNROLL
-      for (int j = 0; j < kEncoded<Storage>; ++j) {
+      for (int j = 0; j < kTogether; ++j) {
         FUSED_OPTIM_UNROLL
-        for (int k = 0; k < kOperands; ++k) values[j][k] = decode<Storage>(packs[k], v + j);
+        for (int k = 0; k < kOperands; ++k) values[j][k] = formats.decode_at(packs[k], k, v + j);
         step_element(values[j]);
       }
       FUSED_OPTIM_UNROLL
       for (int k = 0; k < kOperands; ++k) {
         if (k == kGrad) continue;
         FUSED_OPTIM_UNROLL
-        for (int j = 0; j < kEncoded<Storage>; ++j) encoded[j] = values[j][k];
-        encode<Storage>(packs[k], v, encoded);
+        for (int j = 0; j < kTogether; ++j) encoded[j] = values[j][k];
+        formats.encode_at(packs[k], k, v, encoded);
       }
     }
-    if (is_averaged) average_pack(packs[kAverageOperand], packs[kParam]);
+    if (is_averaged) average_pack(formats, packs[kAverageOperand], packs[kParam]);
   }
 
-  FUSED_OPTIM_INLINE void average_pack(Pack& average, const Pack& param) const {
+  FUSED_OPTIM_INLINE void average_pack(const Formats& formats, Pack& average,
+                                       const Pack& param) const {
     FUSED_OPTIM_UNROLL
-    for (int v = 0; v < kPackSize<Storage>; v += kEncoded<Storage>) {
-      T encoded[kEncoded<Storage>];
+    for (int v = 0; v < kPack; v += kTogether) {
+      T encoded[kTogether];
       FUSED_OPTIM_UNROLL
-      for (int j = 0; j < kEncoded<Storage>; ++j)
-        encoded[j] = averaged(decode<Storage>(average, v + j), decode<Storage>(param, v + j));
-      encode<Storage>(average, v, encoded);
+      for (int j = 0; j < kTogether; ++j)
+        encoded[j] = averaged(formats.decode_at(average, kAverageOperand, v + j),
+                              formats.decode_at(param, kParam, v + j));
+      formats.encode_at(average, kAverageOperand, v, encoded);
     }
   }
 

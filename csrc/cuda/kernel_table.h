@@ -5,7 +5,7 @@
 
 #include "base/platform.h"
 #include "reduce/clip_and_skip.h"
-#include "storage/dtype.h"
+#include "storage/registry.h"
 
 namespace fused_optim::cuda {
 
@@ -104,16 +104,19 @@ struct RowView {
 
 /// An entry: its operands, step, number of elements, and in one word: row (16 bits), word
 /// of its strided layout (16; 0: none), flags (8), operands off 16-byte boundaries (a bit each).
-/// Then the addresses of its scalar states and, where the table says so, of its average.
+/// Then the addresses of its states of one element and, where the table says so, of its average;
+/// at last, for kernels of mixed formats, the formats.
 struct EntryView {
   const uint64_t* words;
   int operands;
 
   static constexpr uint32_t kDeviceStep = 1;  // `step` is the address of a float
-  static constexpr uint32_t kDTypeShift = 1;  // the two above: the dtype of the scalar states
+  static constexpr uint32_t kFormatShift =
+      1;  // the two above: the format of the states of one element
 
-  FUSED_OPTIM_INLINE static int size(int operands, int scalar_states, bool has_average) {
-    return operands + 3 + scalar_states + (has_average ? 1 : 0);
+  FUSED_OPTIM_INLINE static int size(int operands, int one_element_states, bool has_average,
+                                     bool is_mixed) {
+    return operands + 3 + one_element_states + (has_average ? 1 : 0) + (is_mixed ? 1 : 0);
   }
 
   static uint64_t word_of(uint32_t row, uint32_t layout, uint32_t flags, uint32_t unaligned) {
@@ -130,12 +133,18 @@ struct EntryView {
   /// The average's bit is the one after the operands'.
   FUSED_OPTIM_INLINE uint32_t unaligned() const { return (last_word() >> 40) & 0xffu; }
 
-  FUSED_OPTIM_INLINE void* scalar_state(int i) const {
+  FUSED_OPTIM_INLINE void* one_element_state(int i) const {
     return reinterpret_cast<void*>(words[operands + 3 + i]);
   }
-  FUSED_OPTIM_INLINE void* average(int scalar_states) const { return scalar_state(scalar_states); }
-  FUSED_OPTIM_INLINE DType scalar_dtype() const {
-    return static_cast<DType>((flags() >> kDTypeShift) & 3u);
+  FUSED_OPTIM_INLINE void* average(int one_element_states) const {
+    return one_element_state(one_element_states);
+  }
+  /// Where the launch's operands are of mixed formats: 8 bits of each, the average's last.
+  FUSED_OPTIM_INLINE uint64_t formats(int one_element_states, bool has_average) const {
+    return words[operands + 3 + one_element_states + (has_average ? 1 : 0)];
+  }
+  FUSED_OPTIM_INLINE Format one_element_format() const {
+    return static_cast<Format>((flags() >> kFormatShift) & 3u);
   }
   FUSED_OPTIM_INLINE float* device_step() const {
     return reinterpret_cast<float*>(words[operands]);

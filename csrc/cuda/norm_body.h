@@ -2,6 +2,7 @@
 // host.
 #pragma once
 
+#include "cuda/access.h"
 #include "cuda/gradient_table.h"
 
 namespace fused_optim::cuda {

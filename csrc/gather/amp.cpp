@@ -36,7 +36,7 @@ void Amp::read_on_host() {
 }
 
 void Amp::apply(TensorTable& table, std::vector<at::Tensor>& owned) const {
-  for (HyperparameterRow& row : table.rows) row.grad_multiplier *= 1.0 / scale_;
+  table.grad_scale = scale_;
   if (!found_inf_ && !grad_scale_) return;
   for (const TensorEntry& entry : table.entries) {
     const auto address = [&](const std::optional<at::Tensor>& tensor) -> const float* {

@@ -25,7 +25,7 @@ class Amp {
   /// The scale, as far as the host knows it.
   double scale() const { return scale_; }
 
-  /// Writes what the host knows to the rows, and where kernels read the rest to each device's
+  /// Writes what the host knows to the table, and where kernels read the rest to each device's
   /// inputs. Copies, if any, are added to `owned`.
   void apply(TensorTable& table, std::vector<at::Tensor>& owned) const;
 

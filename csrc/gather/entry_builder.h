@@ -4,7 +4,10 @@
 #include <ATen/core/Tensor.h>
 #include <Python.h>
 
-#include "gather/gather.h"
+#include <string>
+#include <vector>
+
+#include "gather/gathered.h"
 #include "gather/lookup.h"
 #include "tensors/checks.h"
 #include "tensors/overlap.h"
@@ -13,9 +16,9 @@ namespace fused_optim {
 
 class EntryBuilder {
  public:
-  /// Room for so many tensors in all.
-  EntryBuilder(const char* optimizer, int64_t tensors)
-      : where{optimizer, 0, 0}, storages_(tensors) {}
+  /// Writes into `gathered`. Room for so many tensors in all.
+  EntryBuilder(Gathered& gathered, const char* optimizer, int64_t tensors)
+      : where{optimizer, 0, 0}, gathered_(gathered), storages_(tensors) {}
 
   /// Begins with a parameter: what is created from now on is its state.
   void begin(const c10::TensorImpl& param);
@@ -31,12 +34,8 @@ class EntryBuilder {
   void add_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
                    int operand, const char* name);
 
-  /// The same of a value in the parameter's state, checked.
-  void add_state(TensorEntry& entry, const FoundParam& found, PyObject* value, int operand,
-                 const char* name);
-
   /// The parameter's entry in the list of new states, made where it has none yet.
-  NewState& new_state(const TensorEntry& entry, const FoundParam& found, const char* name);
+  NewState& new_state(Device device, const FoundParam& found, const char* name);
 
   /// A state of one element: its address, noted as written.
   void* add_scalar(const at::Tensor& scalar, const char* name);
@@ -48,10 +47,10 @@ class EntryBuilder {
   /// owners.
   bool has_overlap() const;
 
-  Gathered result;
   Where where;
 
  private:
+  Gathered& gathered_;
   StorageCheck storages_;
   std::vector<Interval> beside_table_;
   bool has_new_state_ = false;  // the parameter at hand

@@ -25,7 +25,7 @@ void add(Gradients& gradients, StorageCheck& storages, PyObject* object) {
   if (!tensor.is_non_overlapping_and_dense()) throw NotFused("a gradient is not dense in memory");
   if (tensor.requires_grad() && c10::GradMode::is_enabled())
     throw NotFused("a gradient takes part in autograd");
-  const DType dtype = dtype_of(tensor);
+  const Format dtype = format_of(tensor);
   if (tensor.numel() == 0) return;
   if (!lies_within_storage(tensor)) throw NotFused("a gradient reaches beyond its storage");
   if (c10::impl::cow::is_cow_data_ptr(tensor.unsafe_storage().data_ptr()))

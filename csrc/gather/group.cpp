@@ -39,20 +39,6 @@ THPObjectPtr read_params(PyObject* group) {
   return owned(params);
 }
 
-/// Outside, torch's own step does something else than the formula says: it divides by zero, a
-/// number overflows its dtype, a state is there only where a value is above zero, or (Rprop) a
-/// gradient is dropped wherever its factor equals etas[0].
-std::pair<double, double> usual_range_of(std::string_view name) {
-  // Beyond it a product or quotient of several values could leave float's range.
-  constexpr double kLargest = 1e15;
-  const double below_1 = std::nextafter(1.0, 0.0);
-  if (name.starts_with("betas[")) return {0.0, below_1};
-  // A factor that is 0 in the parameter's dtype is 1 to torch: above the least of float16.
-  if (name == "etas[0]") return {1e-7, below_1};
-  if (name == "alpha") return {-4.0, 4.0};  // ASGD's exponent
-  return {name == "etas[1]" ? 1.0 : 0.0, kLargest};
-}
-
 double read_usual_number(PyObject* object, const HyperparameterKey& key, const char* name) {
   const double value = read_number(object, name);
   if (key.is_flag) return value != 0.0;
@@ -70,40 +56,48 @@ const at::Tensor* tensor_of(const ParamGroup& group, int index) {
 
 }  // namespace
 
-std::vector<HyperparameterKey> intern_hyperparameters(const RuleSpec& rule) {
-  std::vector<HyperparameterKey> keys;
-  for (int i = 0; i < rule.num_hyperparameters; ++i) {
-    const std::string name = rule.hyperparameters[i];
-    const size_t bracket = name.find('[');
-    const Py_ssize_t item = bracket == std::string::npos ? -1 : std::stol(name.substr(bracket + 1));
-    PyObject* key = PyUnicode_InternFromString(name.substr(0, bracket).c_str());
-    if (key == nullptr) throw PythonError();
-    const auto [lowest, highest] = usual_range_of(name);
-    const bool is_flag = name == "amsgrad" || name == "decoupled_weight_decay" ||
-                         name == "nesterov" || name == "centered";
-    keys.push_back({key, item, lowest, highest, is_flag});
+namespace {
+
+/// What the group says of its states' dtypes, else what the optimizer does.
+StateDtypes state_dtypes_of(PyObject* group, const StateDtypes& of_optimizer, const char* optimizer,
+                            Py_ssize_t number) {
+  PyObject* value = get_item(group, state_dtype_key());
+  if (value == nullptr) return of_optimizer;
+  try {
+    return read_state_dtypes(value);
+  } catch (const std::invalid_argument& error) {
+    throw std::runtime_error(std::string("fused_optim.") + optimizer + ": group " +
+                             std::to_string(number) + ": state_dtype is " + error.what() +
+                             ". Nothing was changed.");
   }
-  return keys;
 }
 
-ParamGroup read_group(PyObject* group, const std::vector<HyperparameterKey>& keys,
-                      const RuleSpec& rule) {
+}  // namespace
+
+ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rule,
+                      const StateDtypes& of_optimizer, const char* optimizer, Py_ssize_t number) {
   ParamGroup read;
   read.params = read_params(group);
   if (PyList_GET_SIZE(read.params.get()) == 0) return read;
-  for (size_t i = 0; i < keys.size(); ++i) {
+  for (size_t i = 0; i < rows.hyperparameters.size(); ++i) {
     const char* name = rule.hyperparameters[i];
-    PyObject* value = find_value(group, keys[i], name);
+    PyObject* value = find_value(group, rows.hyperparameters[i], name);
     if (is_device_number(value))
       read.tensors.emplace_back(i, unpack(value));
     else
-      read.values[i] = read_usual_number(value, keys[i], name);
+      read.values[i] = read_usual_number(value, rows.hyperparameters[i], name);
   }
   read.maximize = read_number(find(group, maximize_key(), "maximize"), "maximize") != 0;
+  const StateDtypes dtypes = state_dtypes_of(group, of_optimizer, optimizer, number);
   for (int i = 0; i < rule.num_states; ++i) {
-    const char* enabled_by = rule.states[i].enabled_by;
-    if (enabled_by == nullptr || value_of(read, hyperparameter_index(rule, enabled_by)) != 0)
-      read.mask |= 1u << i;
+    const StateSpec& state = rule.states[i];
+    if (state.enabled_by != nullptr &&
+        value_of(read, hyperparameter_index(rule, state.enabled_by)) == 0)
+      continue;
+    read.rows |= RowMask{1} << i;
+    if (!state.is_like_param()) continue;
+    read.mask |= StateMask{1} << rule.places[i];
+    read.dtypes[i] = dtypes.of(state.name);
   }
   return read;
 }
@@ -127,7 +121,7 @@ HyperparameterRow row_on(const ParamGroup& group, const RuleSpec& rule, Device d
     row.addresses[i] = owned.back().const_data_ptr();
     if (!is_float) row.are_doubles |= 1u << i;
   }
-  row.grad_multiplier = group.maximize ? -1.0 : 1.0;
+  row.sign = group.maximize ? -1.0 : 1.0;
   return row;
 }
 

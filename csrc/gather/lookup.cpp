@@ -8,11 +8,10 @@
 namespace fused_optim {
 namespace {
 
-RuleKeys g_rules[kNumRules];
+RuleRows g_rows[kNumRules];
 PyObject* g_params_key;
 PyObject* g_maximize_key;
-PyObject* g_step_key;
-PyObject* g_average_key;
+PyObject* g_state_dtype_key;
 PyTypeObject* g_parameter_type;
 PyTypeObject* g_defaultdict_type;
 
@@ -33,35 +32,26 @@ PyObject* find_state(PyObject* states, PyObject* param) {
 }
 
 /// Where the value of this interned key belongs; nullptr where there is no use for it.
-PyObject** place_of(PyObject* key, const Lookup& lookup, StateMask mask, FoundParam& param) {
-  const auto& [rule, keys, states, with_averages] = lookup;
-  for (int i = 0; i < rule.num_states; ++i)
-    if (key == keys.states[i]) return has_state(mask, i) ? &param.values[i] : nullptr;
-  if (rule.has_step && key == g_step_key) return &param.step;
-  for (int i = 0; i < rule.num_scalar_states; ++i)
-    if (key == keys.scalar_states[i]) return &param.scalar_states[i];
-  return with_averages && key == g_average_key ? &param.average : nullptr;
+PyObject** place_of(PyObject* key, const Lookup& lookup, FoundParam& param) {
+  for (int i = 0; i < lookup.rows.num_rows; ++i)
+    if (key == lookup.rows.rows[i].key) return lookup.is_on(i) ? &param.values[i] : nullptr;
+  return nullptr;
 }
 
 /// Looks up by value what was not found by identity: keys that were unpickled are not interned.
-void find_by_value(const Lookup& lookup, StateMask mask, FoundParam& param) {
-  const auto find = [&](PyObject* key) {
-    PyObject** place = place_of(key, lookup, mask, param);
-    if (place != nullptr && *place == nullptr) *place = get_item(param.state, key);
-  };
-  for (int i = 0; i < lookup.rule.num_states; ++i) find(lookup.keys.states[i]);
-  for (int i = 0; i < lookup.rule.num_scalar_states; ++i) find(lookup.keys.scalar_states[i]);
-  find(g_step_key);
-  find(g_average_key);
+void find_by_value(const Lookup& lookup, FoundParam& param) {
+  for (int i = 0; i < lookup.rows.num_rows; ++i)
+    if (lookup.is_on(i) && param.values[i] == nullptr)
+      param.values[i] = get_item(param.state, lookup.rows.rows[i].key);
 }
 
 /// Throws NotFused where a key is no string: comparing it could run code of the user's.
-void find_values(const Lookup& lookup, StateMask mask, FoundParam& param) {
+void find_values(const Lookup& lookup, FoundParam& param) {
   if (param.state == nullptr || PyDict_GET_SIZE(param.state) == 0) return;
   PyObject *key, *value;
   bool are_all_known = true;
   for (Py_ssize_t position = 0; PyDict_Next(param.state, &position, &key, &value);) {
-    if (PyObject** place = place_of(key, lookup, mask, param)) {
+    if (PyObject** place = place_of(key, lookup, param)) {
       *place = value;
       __builtin_prefetch(value);
       continue;
@@ -70,19 +60,14 @@ void find_values(const Lookup& lookup, StateMask mask, FoundParam& param) {
       throw NotFused("a parameter's state has a key that is no string");
     are_all_known = false;
   }
-  if (!are_all_known) find_by_value(lookup, mask, param);
+  if (!are_all_known) find_by_value(lookup, param);
 }
 
-/// Calls visit(TensorImpl) for each state, scalar state, step and average that is a plain tensor.
+/// Calls visit(TensorImpl) for each state that is a plain tensor.
 template <class Visit>
 void for_each_state(const FoundParam& param, Visit visit) {
-  const auto visit_if_plain = [&](PyObject* value) {
+  for (PyObject* value : param.values)
     if (value != nullptr && is_plain_type(value)) visit(*unpack(value).unsafeGetTensorImpl());
-  };
-  for (PyObject* value : param.values) visit_if_plain(value);
-  visit_if_plain(param.step);
-  for (PyObject* value : param.scalar_states) visit_if_plain(value);
-  visit_if_plain(param.average);
 }
 
 void prefetch_storage(const c10::TensorImpl& tensor) {
@@ -98,8 +83,8 @@ PyObject* intern(const char* name) {
 
 }  // namespace
 
-const RuleKeys& keys_of(int rule) {
-  return g_rules[rule];
+const RuleRows& rows_of(int rule) {
+  return g_rows[rule];
 }
 PyObject* params_key() {
   return g_params_key;
@@ -107,11 +92,8 @@ PyObject* params_key() {
 PyObject* maximize_key() {
   return g_maximize_key;
 }
-PyObject* step_key() {
-  return g_step_key;
-}
-PyObject* average_key() {
-  return g_average_key;
+PyObject* state_dtype_key() {
+  return g_state_dtype_key;
 }
 
 bool is_plain_type(PyObject* object) {
@@ -134,8 +116,8 @@ void check_keys(PyObject* states) {
       throw NotFused("the state has a key of another type than Tensor and Parameter");
 }
 
-void find_batch(const Lookup& lookup, StateMask mask, PyObject* const* params, Py_ssize_t first,
-                Py_ssize_t count, std::vector<FoundParam>& found) {
+void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first, Py_ssize_t count,
+                std::vector<FoundParam>& found) {
   const c10::TensorImpl* tensors[kBatch];
   for (Py_ssize_t i = 0; i < count; ++i) __builtin_prefetch(params[i]);
   for (Py_ssize_t i = 0; i < count; ++i) {
@@ -151,7 +133,7 @@ void find_batch(const Lookup& lookup, StateMask mask, PyObject* const* params, P
   }
   for (Py_ssize_t i = 0; i < count; ++i) {
     const at::Tensor& grad = tensors[i]->grad();
-    if (!grad.defined() && !lookup.with_averages) continue;
+    if (!grad.defined() && !lookup.with_averages()) continue;
     if (grad.defined()) prefetch(grad.unsafeGetTensorImpl());
     FoundParam param{};
     param.object = params[i];
@@ -162,9 +144,10 @@ void find_batch(const Lookup& lookup, StateMask mask, PyObject* const* params, P
     if (param.state != nullptr) __builtin_prefetch(param.state);
     found.push_back(param);
   }
-  for (FoundParam& param : found) find_values(lookup, mask, param);
-  std::erase_if(found,
-                [](const FoundParam& p) { return p.grad == nullptr && p.average == nullptr; });
+  for (FoundParam& param : found) find_values(lookup, param);
+  std::erase_if(found, [&](const FoundParam& param) {
+    return param.grad == nullptr && param.values[lookup.rows.average()] == nullptr;
+  });
   for (const FoundParam& param : found) {
     if (param.grad != nullptr) prefetch_storage(*param.grad);
     for_each_state(param, [](const c10::TensorImpl& tensor) { prefetch(&tensor); });
@@ -179,15 +162,8 @@ void initialize_lookup(PyObject* parameter_type, PyObject* defaultdict_type) {
   Py_INCREF(parameter_type);
   g_params_key = intern("params");
   g_maximize_key = intern("maximize");
-  g_step_key = intern("step");
-  g_average_key = intern("ema");
-  for (int rule = 0; rule < kNumRules; ++rule) {
-    g_rules[rule].hyperparameters = intern_hyperparameters(kRules[rule]);
-    for (int i = 0; i < kRules[rule].num_states; ++i)
-      g_rules[rule].states[i] = intern(kRules[rule].states[i].name);
-    for (int i = 0; i < kRules[rule].num_scalar_states; ++i)
-      g_rules[rule].scalar_states[i] = intern(kRules[rule].scalar_states[i].name);
-  }
+  g_state_dtype_key = intern("state_dtype");
+  for (int rule = 0; rule < kNumRules; ++rule) g_rows[rule] = intern_rows(kRules[rule]);
 }
 
 }  // namespace fused_optim

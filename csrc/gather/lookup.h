@@ -6,24 +6,15 @@
 
 #include <vector>
 
-#include "gather/group.h"
-#include "step/table.h"
+#include "gather/state_rows.h"
 
 namespace fused_optim {
 
-/// Interned keys of a rule, so that dict lookups compare pointers. Strings only: nothing of a
-/// step is kept.
-struct RuleKeys {
-  std::vector<HyperparameterKey> hyperparameters;
-  PyObject* states[kMaxStates];
-  PyObject* scalar_states[kMaxScalarStates];
-};
-
-const RuleKeys& keys_of(int rule);
+/// What a step of this rule looks for.
+const RuleRows& rows_of(int rule);
 PyObject* params_key();
 PyObject* maximize_key();
-PyObject* step_key();
-PyObject* average_key();
+PyObject* state_dtype_key();
 
 /// Whether it is exactly torch.Tensor or torch.nn.Parameter.
 bool is_plain_type(PyObject* object);
@@ -44,20 +35,19 @@ struct FoundParam {
   PyObject* object;
   Py_ssize_t index;  // in its group
   const at::Tensor* tensor;
-  const c10::TensorImpl* grad;                // nullptr where there is none
-  PyObject* state;                            // the parameter's dict, nullptr where there is none
-  PyObject* values[kMaxStates];               // of the states that are on; nullptr where missing
-  PyObject* step;                             // nullptr where missing, or where the rule keeps none
-  PyObject* scalar_states[kMaxScalarStates];  // likewise
-  PyObject* average;                          // likewise
+  const c10::TensorImpl* grad;  // nullptr where there is none
+  PyObject* state;              // the parameter's dict, nullptr where there is none
+  PyObject* values[kMaxRows];   // by row; nullptr where missing, and of rows that are off
 };
 
 /// What is looked up for each parameter, and where.
 struct Lookup {
-  const RuleSpec& rule;
-  const RuleKeys& keys;
+  const RuleRows& rows;
+  RowMask are_on;
   PyObject* states;
-  bool with_averages;
+
+  bool is_on(int row) const { return (are_on >> row) & 1u; }
+  bool with_averages() const { return is_on(rows.average()); }
 };
 
 /// Finds, without running any Python code, what belongs to `count` parameters of a group, `params`,
@@ -67,8 +57,8 @@ struct Lookup {
 /// A step visits some 40 cache lines a tensor, each found through the one before, and after a
 /// backward pass none is in the cache. So a batch goes level by level, asking for all lines of the
 /// next level ahead. Measured on 3000 tensors: 1.0 us a tensor one by one, 0.4 us in batches.
-void find_batch(const Lookup& lookup, StateMask mask, PyObject* const* params, Py_ssize_t first,
-                Py_ssize_t count, std::vector<FoundParam>& found);
+void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first, Py_ssize_t count,
+                std::vector<FoundParam>& found);
 
 constexpr Py_ssize_t kBatch = 16;
 

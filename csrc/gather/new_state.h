@@ -27,7 +27,7 @@ class NewState {
   THPObjectPtr make_dict() const;
 
  private:
-  static constexpr int kCapacity = 2 + kMaxScalarStates + kMaxStates;  // and `step` and the average
+  static constexpr int kCapacity = kMaxRuleStates + 1;  // and the average
   int num_tensors_ = 0;
   PyObject* keys_[kCapacity];
   at::Tensor tensors_[kCapacity];

@@ -21,7 +21,7 @@ at::Tensor moved(const at::Tensor& scalar, Device device, at::ScalarType dtype) 
   if (!scalar.is_cpu() || device.kind == DeviceKind::CPU)
     return to_device(scalar, device, dtype).detach();
   // A copy from the host's memory would make the host wait.
-  const DType stored = dtype_of(*scalar.unsafeGetTensorImpl());
+  const Format stored = format_of(*scalar.unsafeGetTensorImpl());
   return filled(scalar.sizes(), load_scalar(scalar.const_data_ptr(), stored), device, dtype);
 }
 
@@ -59,7 +59,7 @@ const at::Tensor& existing_scalar_state(const Where& where, PyObject* value, con
   if (!scalar.is_floating_point())
     where.fail(name, std::string("has dtype ") + c10::toString(scalar.scalar_type()) +
                          ", which holds no fractions");
-  dtype_of(*scalar.unsafeGetTensorImpl());
+  format_of(*scalar.unsafeGetTensorImpl());
   return scalar;
 }
 
@@ -81,7 +81,7 @@ at::Tensor new_step(Device device) {
 
 at::Tensor moved_step(const Where& where, const at::Tensor& step, Device device) {
   if (step.is_cpu())
-    check_count(where, load_scalar(step.const_data_ptr(), dtype_of(*step.unsafeGetTensorImpl())));
+    check_count(where, load_scalar(step.const_data_ptr(), format_of(*step.unsafeGetTensorImpl())));
   return moved(step, device, step_dtype(device, step.scalar_type()));
 }
 

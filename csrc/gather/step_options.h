@@ -3,8 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <optional>
 
+#include "gather/state_dtypes.h"
 #include "reduce/norm.h"
 
 namespace fused_optim {
@@ -20,6 +22,8 @@ struct StepOptions {
   bool skip_nonfinite = false;          // do nothing where a gradient holds an Inf or a NaN
   bool zero_grads = false;              // once they are read, or the step is skipped
   std::optional<double> ema_decay;      // of the parameters' averages, 0 to 1
+  std::optional<at::ScalarType> ema_dtype;  // of the averages; none: as they are, or begin
+  std::shared_ptr<const StateDtypes> state_dtypes = std::make_shared<StateDtypes>();
 
   at::Tensor grad_norm;      // before clipping: no dimensions, float64, on the first one's device
   at::Tensor skipped_steps;  // so far: likewise, int64

@@ -6,7 +6,7 @@
 
 #include "base/device.h"
 #include "reduce/norm.h"
-#include "storage/dtype.h"
+#include "storage/registry.h"
 
 namespace fused_optim {
 
@@ -15,7 +15,7 @@ struct Gradient {
   void* data;
   int64_t numel;
   int64_t first_chunk;  // the number of its first chunk among those of all gradients
-  DType dtype;
+  Format dtype;
   Device device;
 
   int64_t num_chunks() const { return (numel + kNormChunk - 1) / kNormChunk; }
@@ -25,7 +25,7 @@ struct Gradients {
   std::vector<Gradient> entries;  // none of them empty
   int64_t num_chunks = 0;
 
-  void add(void* data, int64_t numel, DType dtype, Device device) {
+  void add(void* data, int64_t numel, Format dtype, Device device) {
     if (numel == 0) return;
     entries.push_back({data, numel, num_chunks, dtype, device});
     num_chunks += entries.back().num_chunks();

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "storage/dtype.h"
+#include "storage/registry.h"
 
 namespace fused_optim {
 

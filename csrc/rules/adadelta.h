@@ -12,8 +12,7 @@ struct Adadelta {
   struct Hyperparameters {
     double lr, rho, eps, weight_decay;
   };
-  static constexpr StateSpec states[] = {{"square_avg"}, {"acc_delta"}};
-  static constexpr bool has_step = true;
+  static constexpr StateSpec states[] = {kStepState, {"square_avg"}, {"acc_delta"}};
 
   template <class T>
   struct Scalars {

@@ -13,9 +13,7 @@ struct Adagrad {
   struct Hyperparameters {
     double lr, lr_decay, eps, weight_decay, initial_accumulator_value;
   };
-  static constexpr StateSpec states[] = {{"sum", nullptr, "initial_accumulator_value"}};
-  static constexpr bool has_step = true;
-  static constexpr bool begins_in_constructor = true;
+  static constexpr StateSpec states[] = {kStepState, {"sum", nullptr, "initial_accumulator_value"}};
 
   template <class T>
   struct Scalars {

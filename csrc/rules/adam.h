@@ -16,8 +16,7 @@ struct Adam {
     double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay;
   };
   static constexpr StateSpec states[] = {
-      {"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq", "amsgrad"}};
-  static constexpr bool has_step = true;
+      kStepState, {"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq", "amsgrad"}};
 
   template <class T>
   struct Scalars {

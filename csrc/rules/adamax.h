@@ -14,8 +14,7 @@ struct Adamax {
   struct Hyperparameters {
     double lr, beta1, beta2, eps, weight_decay;
   };
-  static constexpr StateSpec states[] = {{"exp_avg"}, {"exp_inf"}};
-  static constexpr bool has_step = true;
+  static constexpr StateSpec states[] = {kStepState, {"exp_avg"}, {"exp_inf"}};
 
   template <class T>
   struct Scalars {

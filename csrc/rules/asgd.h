@@ -13,9 +13,8 @@ struct ASGD {
   struct Hyperparameters {
     double lr, lambd, alpha, t0, weight_decay;
   };
-  static constexpr StateSpec states[] = {{"ax"}};
-  static constexpr ScalarStateSpec scalar_states[] = {{"eta", 0.0, "lr"}, {"mu", 1.0}};
-  static constexpr bool has_step = true;
+  static constexpr StateSpec states[] = {
+      kStepState, one_element_state("eta", 0.0, "lr"), one_element_state("mu", 1.0), {"ax"}};
 
   template <class T>
   struct Scalars {

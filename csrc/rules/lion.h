@@ -13,7 +13,6 @@ struct Lion {
     double lr, beta1, beta2, weight_decay;
   };
   static constexpr StateSpec states[] = {{"exp_avg"}};
-  static constexpr bool has_step = false;
 
   template <class T>
   struct Scalars {

@@ -20,9 +20,8 @@ struct NAdam {
   struct Hyperparameters {
     double lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay;
   };
-  static constexpr StateSpec states[] = {{"exp_avg"}, {"exp_avg_sq"}};
-  static constexpr ScalarStateSpec scalar_states[] = {{"mu_product", 1.0}};
-  static constexpr bool has_step = true;
+  static constexpr StateSpec states[] = {
+      kStepState, one_element_state("mu_product", 1.0), {"exp_avg"}, {"exp_avg_sq"}};
 
   template <class T>
   struct Scalars {

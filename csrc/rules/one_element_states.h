@@ -10,14 +10,15 @@ namespace detail {
 
 template <class Rule, class Storage>
 FUSED_OPTIM_INLINE void advance(const typename Rule::Hyperparameters& hyperparameters, double step,
-                                ScalarValues& values) {
+                                OneElementValues& values) {
   using S = opmath_t<Storage>;
-  S states[num_scalar_states<Rule>];
+  S states[num_one_element_states<Rule>];
   FUSED_OPTIM_UNROLL
-  for (int i = 0; i < num_scalar_states<Rule>; ++i) states[i] = static_cast<S>(values.before[i]);
+  for (int i = 0; i < num_one_element_states<Rule>; ++i)
+    states[i] = static_cast<S>(values.before[i]);
   Rule::template advance<S>(hyperparameters, step, states);
   FUSED_OPTIM_UNROLL
-  for (int i = 0; i < num_scalar_states<Rule>; ++i)
+  for (int i = 0; i < num_one_element_states<Rule>; ++i)
     values.after[i] = to_opmath(to_storage<Storage>(states[i]));
 }
 
@@ -25,16 +26,17 @@ FUSED_OPTIM_INLINE void advance(const typename Rule::Hyperparameters& hyperparam
 
 /// From the values before the step to those after it, as a tensor of this dtype holds them.
 template <class Rule>
-FUSED_OPTIM_INLINE void advance_scalar_states(const typename Rule::Hyperparameters& hyperparameters,
-                                              double step, DType dtype, ScalarValues& values) {
+FUSED_OPTIM_INLINE void advance_one_element_states(
+    const typename Rule::Hyperparameters& hyperparameters, double step, Format dtype,
+    OneElementValues& values) {
   switch (dtype) {
-    case DType::Float32:
+    case Format::Float32:
       return detail::advance<Rule, float>(hyperparameters, step, values);
-    case DType::Float64:
+    case Format::Float64:
       return detail::advance<Rule, double>(hyperparameters, step, values);
-    case DType::BFloat16:
+    case Format::BFloat16:
       return detail::advance<Rule, bfloat16>(hyperparameters, step, values);
-    case DType::Float16:
+    case Format::Float16:
       return detail::advance<Rule, float16>(hyperparameters, step, values);
   }
 }
@@ -43,8 +45,8 @@ FUSED_OPTIM_INLINE void advance_scalar_states(const typename Rule::Hyperparamete
 template <class Rule, class T>
 FUSED_OPTIM_INLINE typename Rule::template Scalars<T> scalars_of(
     const typename Rule::Hyperparameters& hyperparameters, double step,
-    const ScalarValues& values) {
-  if constexpr (num_scalar_states<Rule> > 0)
+    const OneElementValues& values) {
+  if constexpr (num_one_element_states<Rule> > 0)
     return Rule::template scalars<T>(hyperparameters, step, values.before, values.after);
   else
     return Rule::template scalars<T>(hyperparameters, step);

@@ -14,8 +14,7 @@ struct RAdam {
   struct Hyperparameters {
     double lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay;
   };
-  static constexpr StateSpec states[] = {{"exp_avg"}, {"exp_avg_sq"}};
-  static constexpr bool has_step = true;
+  static constexpr StateSpec states[] = {kStepState, {"exp_avg"}, {"exp_avg_sq"}};
 
   template <class T>
   struct Scalars {

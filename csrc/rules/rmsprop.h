@@ -14,8 +14,7 @@ struct RMSprop {
     double lr, alpha, eps, weight_decay, momentum, centered;
   };
   static constexpr StateSpec states[] = {
-      {"square_avg"}, {"momentum_buffer", "momentum"}, {"grad_avg", "centered"}};
-  static constexpr bool has_step = true;
+      kStepState, {"square_avg"}, {"momentum_buffer", "momentum"}, {"grad_avg", "centered"}};
 
   template <class T>
   struct Scalars {

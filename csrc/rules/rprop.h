@@ -13,8 +13,7 @@ struct Rprop {
   struct Hyperparameters {
     double lr, etaminus, etaplus, step_size_min, step_size_max;
   };
-  static constexpr StateSpec states[] = {{"prev"}, {"step_size", nullptr, "lr"}};
-  static constexpr bool has_step = true;
+  static constexpr StateSpec states[] = {kStepState, {"prev"}, {"step_size", nullptr, "lr"}};
 
   template <class T>
   struct Scalars {

@@ -14,7 +14,6 @@ struct SGD {
     double lr, momentum, dampening, weight_decay, nesterov;
   };
   static constexpr StateSpec states[] = {{"momentum_buffer", "momentum"}};
-  static constexpr bool has_step = false;
   static constexpr const char* first_step_differs_with = "dampening";
 
   template <class T>

@@ -28,6 +28,15 @@ void move_range(const void* context, int64_t begin, int64_t end) {
 
 /// On the CPU in the step's own parallel region: its threads have the caller's floating-point mode.
 void move_average(const at::Tensor& average, const at::Tensor& param, double weight) {
+  if (average.dtype() != param.dtype()) {
+    // In the wider of both, rounded once.
+    const at::ScalarType wide =
+        c10::promoteTypes(c10::promoteTypes(average.scalar_type(), param.scalar_type()),
+                          average.is_complex() ? at::kComplexFloat : at::kFloat);
+    average.copy_(
+        average.to(wide, /*non_blocking=*/false, /*copy=*/true).lerp_(param.to(wide), weight));
+    return;
+  }
   const bool are_dense = average.is_non_overlapping_and_dense() &&
                          param.is_non_overlapping_and_dense() &&
                          same_layout(*average.unsafeGetTensorImpl(), *param.unsafeGetTensorImpl());

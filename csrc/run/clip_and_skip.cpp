@@ -72,13 +72,13 @@ bool clip_and_skip(Gathered& gathered, const Amp& amp, const StepOptions& option
   const ClipAndSkip rule = clip_and_skip_on(device, gathered, amp, options, found.skipped_steps);
   const at::Tensor decision = total_norm(gathered.gradients, options.norm_type(), rule);
   if (options.max_grad_norm) found.grad_norm = decision.select(0, 0);
-  if (device.kind == DeviceKind::CUDA && !gathered.host_decides) {
+  if (device.kind == DeviceKind::CUDA && gathered.host_decides == HostDecides::No) {
     pass_on(decision, gathered);
     return true;
   }
   const at::Tensor here = to_device(decision, {DeviceKind::CPU, 0}, at::kDouble);
   const Decision& known = *read_decision(here);
-  for (HyperparameterRow& row : gathered.table.rows) row.grad_multiplier *= known.coefficient;
+  gathered.table.clip_coefficient = known.coefficient;
   found.is_skipped = known.is_skipped != 0.0 && device.kind == DeviceKind::CPU;
   return known.is_skipped == 0.0;
 }

@@ -2,19 +2,22 @@
 
 #include "rules/one_element_states.h"
 #include "rules/registry.h"
+#include "step/entry_values.h"
 
 namespace fused_optim {
 namespace {
 
-using Advance = void (*)(const double* hyperparameters, double step, ScalarStates& states);
+using Advance = void (*)(const double* hyperparameters, double step, Format format,
+                         OneElementValues& values);
 
 template <class Rule>
 constexpr Advance advance_of() {
-  if constexpr (num_scalar_states<Rule> > 0)
-    return [](const double* values, double step, ScalarStates& states) {
+  if constexpr (num_one_element_states<Rule> > 0)
+    return [](const double* hyperparameter_values, double step, Format format,
+              OneElementValues& values) {
       typename Rule::Hyperparameters hyperparameters;
-      memcpy(&hyperparameters, values, sizeof(hyperparameters));
-      advance_scalar_states<Rule>(hyperparameters, step, states.dtype, states.values);
+      memcpy(&hyperparameters, hyperparameter_values, sizeof(hyperparameters));
+      advance_one_element_states<Rule>(hyperparameters, step, format, values);
     };
   return nullptr;
 }
@@ -23,21 +26,39 @@ constexpr Advance advance_of() {
 constexpr Advance kAdvance[] = {FUSED_OPTIM_FOR_EACH_RULE(FUSED_OPTIM_ADVANCE)};
 #undef FUSED_OPTIM_ADVANCE
 
-/// Advances the scalar states on the host. Tensors of one group mostly share step and values:
-/// what they become is computed once.
-void advance_scalar_states_of(TensorTable& table) {
-  const int count = kRules[table.rule].num_scalar_states;
+void advance_step(TensorEntry& entry, const OneElementState& state) {
+  // A step tensor that several parameters share advances once for each, as in torch.
+  entry.step = state.format == Format::Float32 ? (*static_cast<float*>(state.data) += 1)
+                                               : (*static_cast<double*>(state.data) += 1);
+}
+
+/// Advances the states of one element beside the step. Tensors of one group mostly share step and
+/// values: what they become is computed once.
+void advance_beside_step(TensorTable& table, const TensorEntry& entry, const TensorEntry* last) {
+  const auto [states, count] = beside_step(table, entry);
+  OneElementValues values = values_of({states, count});
+  if (last != nullptr && have_same_values(table, *last, entry))
+    values = values_of(beside_step(table, *last));
+  else
+    kAdvance[table.rule](table.rows[entry.row].values, entry.step, states->format, values);
+  OneElementState* written =
+      table.one_element_states_of(entry) + (states - table.one_element_states_of(entry));
+  for (int i = 0; i < count; ++i) {
+    written[i].after = values.after[i];
+    store_scalar(written[i].data, written[i].format, values.after[i]);
+  }
+}
+
+/// All states of one element that are on the host.
+void advance(TensorTable& table) {
+  if (table.num_one_element == 0) return;
+  const bool has_step = kRules[table.rule].has_step;
   const TensorEntry* last = nullptr;
-  for (size_t index = 0; index < table.scalar_states.size(); ++index) {
-    const TensorEntry& entry = table.entries[index];
-    ScalarStates& states = table.scalar_states[index];
-    if (states.on_device) continue;
-    if (last != nullptr && table.have_same_scalars(*last, entry))
-      states.values = table.scalar_states_of(*last)->values;
-    else
-      kAdvance[table.rule](table.rows[entry.row].values, entry.step, states);
-    for (int i = 0; i < count; ++i)
-      store_scalar(states.data[i], states.dtype, states.values.after[i]);
+  for (TensorEntry& entry : table.entries) {
+    const OneElementState* states = table.one_element_states_of(entry);
+    if (has_step && !states[0].is_on_device) advance_step(entry, states[0]);
+    if (table.num_one_element == has_step || states[has_step].is_on_device) continue;
+    advance_beside_step(table, entry, last);
     last = &entry;
   }
 }
@@ -45,13 +66,7 @@ void advance_scalar_states_of(TensorTable& table) {
 }  // namespace
 
 void commit(Gathered& gathered) {
-  for (const HostStep& step : gathered.steps) {
-    TensorEntry& entry = gathered.table.entries[step.entry];
-    // A step tensor that several parameters share advances once for each, as in torch.
-    entry.step = step.dtype == DType::Float32 ? (*static_cast<float*>(step.data) += 1)
-                                              : (*static_cast<double*>(step.data) += 1);
-  }
-  advance_scalar_states_of(gathered.table);
+  advance(gathered.table);
   for (c10::TensorImpl* tensor : gathered.written) tensor->bump_version();
 }
 

@@ -85,6 +85,11 @@ bool is_chunked(const ExchangePair& pair) {
 void add_buffers(std::vector<ExchangePair>& pairs) {
   std::vector<at::Tensor> shared;
   for (ExchangePair& pair : pairs) {
+    if (pair.is_of_two_dtypes()) {
+      pair.own_param = pair.param.clone();
+      pair.own_average = pair.average.clone();
+      continue;
+    }
     if (!are_plain(pair)) continue;
     if (!is_chunked(pair)) {
       pair.buffer = empty(pair.param.sizes(), pair.param.options());
@@ -111,7 +116,7 @@ void swap_plain(const ExchangePair& pair) {
   if (pair.param.sizes() != pair.average.sizes() || !is_chunked(pair) || pair.buffer.dim() != 1 ||
       pair.buffer.dtype() != pair.param.dtype() || pair.buffer.device() != pair.param.device())
     return swap_through(
-        pair.buffer.sizes() == pair.param.sizes() ? pair.buffer : empty_like(pair.param),
+        pair.buffer.sizes() == pair.param.sizes() ? pair.buffer : empty_like(pair.param, pair.param.scalar_type()),
         pair.param, pair.average);
   const int64_t numel = pair.param.numel();
   const at::Tensor param = pair.param.as_strided({numel}, {1});
@@ -123,9 +128,20 @@ void swap_plain(const ExchangePair& pair) {
   }
 }
 
+/// Gives both what the other one has, or back what was their own. Again where it is done already:
+/// then nothing changes.
+void swap_of_two_dtypes(ExchangePair& pair) {
+  const bool is_back = pair.is_exchanged;
+  pair.is_exchanged = true;  // where a copy fails, both have to be given back
+  pair.param.copy_(is_back ? pair.own_param : pair.own_average);
+  pair.average.copy_(is_back ? pair.own_average : pair.own_param);
+  pair.is_exchanged = !is_back;
+}
+
 /// Operations on tensors of other kinds may run any code, and are undone where it fails.
-void swap_values(const ExchangePair& pair) {
-  const auto& [group, index, param, average, buffer] = pair;
+void swap_values(ExchangePair& pair) {
+  const at::Tensor &param = pair.param, &average = pair.average;
+  if (pair.own_param.defined()) return swap_of_two_dtypes(pair);
   if (are_plain(pair)) return swap_plain(pair);
   const at::Tensor param_before = param.clone(), average_before = average.clone();
   try {
@@ -140,7 +156,7 @@ void swap_values(const ExchangePair& pair) {
 
 /// Tried twice, as code that runs for tensors of other kinds can be interrupted. Returns what the
 /// first try met with.
-std::exception_ptr swap_values_back(const ExchangePair& pair) {
+std::exception_ptr swap_values_back(ExchangePair& pair) {
   try {
     swap_values(pair);
     return nullptr;

@@ -15,6 +15,11 @@ struct ExchangePair {
   int64_t group, index;
   at::Tensor param, average;
   at::Tensor buffer = {};  // for the way back, which then takes no memory
+  // Where the dtypes differ, so that one of them can't hold the other: both as they were.
+  at::Tensor own_param = {}, own_average = {};
+  bool is_exchanged = false;
+
+  bool is_of_two_dtypes() const { return param.dtype() != average.dtype(); }
 };
 
 /// One of an optimizer: a step and an exchange keep out of each other's way. Runs no Python code
@@ -22,7 +27,7 @@ struct ExchangePair {
 class Exchange {
  public:
   /// Throws std::runtime_error that names group and parameter, with nothing changed, unless each
-  /// average has its parameter's shape, dtype and device, and no memory is there twice. Nor while a
+  /// average has its parameter's shape and device, and no memory is there twice. Nor while a
   /// step is under way.
   void begin(std::string optimizer, std::vector<ExchangePair> pairs);
 

@@ -7,8 +7,13 @@ namespace fused_optim {
 namespace {
 
 bool same_bucket(const TensorEntry& a, const TensorEntry& b) {
-  return a.dtype == b.dtype && a.mask == b.mask && a.device == b.device &&
-         a.is_averaged() == b.is_averaged();
+  if (a.mask != b.mask || !(a.device == b.device) || a.is_averaged() != b.is_averaged() ||
+      a.is_double() != b.is_double())
+    return false;
+  // On the CPU each tensor finds its own way through one kernel.
+  if (a.device.kind == DeviceKind::CPU) return true;
+  return a.is_uniform() == b.is_uniform() &&
+         (!a.is_uniform() || a.formats[kParam] == b.formats[kParam]);
 }
 
 }  // namespace

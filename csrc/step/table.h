@@ -8,8 +8,7 @@
 #include "base/device.h"
 #include "reduce/clip_and_skip.h"
 #include "rules/rule.h"
-#include "storage/dtype.h"
-#include "storage/strided_tile.h"
+#include "step/operands.h"
 
 namespace fused_optim {
 
@@ -18,57 +17,48 @@ struct HyperparameterRow {
   double values[kMaxHyperparameters];
   const void* addresses[kMaxHyperparameters];  // of values on the device, else nullptr
   uint32_t are_doubles;                        // a bit for each address: double, else float
-  double grad_multiplier;                      // all of it that the host knows: maximize's sign,
-                                               // 1 over AMP's scale, the clip coefficient
+  double sign;                                 // of gradients: -1 where the step maximizes
 };
 
 /// What the host doesn't know because it is on the device, where kernels read it; else nullptr.
 struct DeviceInputs {
   const float* grad_scale = nullptr;  // AMP's
-  const float* found_inf = nullptr;   // likewise
+  const float* found_inf = nullptr;   // AMP's
   const Decision* decision = nullptr;
 };
 
-/// Operands of a tensor: 0 the parameter, 1 the gradient, then the states, then the average.
-constexpr int kParam = 0;
-constexpr int kGrad = 1;
-constexpr int kFirstState = 2;
-constexpr int kAverage = kFirstState + kMaxStates;
-constexpr int kMaxOperands = kAverage + 1;
-
-/// How operands whose strides differ from the parameter's are reached: the parameter's memory
-/// order as a multi-index over `sizes`, outermost first, and each such operand's strides in it.
-struct StridedLayout {
-  std::vector<int64_t> sizes;
-  std::vector<int64_t> strides[kMaxOperands];  // empty: the operand lies as the parameter does
-
-  StridedView view(int operand) const {
-    return {sizes.data(), strides[operand].data(), sizes.size()};
-  }
-};
-
-/// A tensor's one-element states beside `step`. Where the kernel advances them on the device, their
-/// values are not read.
-struct ScalarStates {
-  void* data[kMaxScalarStates];
-  DType dtype;
-  bool on_device;
-  ScalarValues values;
+/// A tensor's state of one element. Where the kernel advances it on the device, its values are not
+/// read.
+struct OneElementState {
+  void* data;
+  Format format;
+  bool is_on_device;
+  double before, after;  // the step that is done
 };
 
 /// A tensor with all that belongs to it. Complex tensors are counted as their real views.
 struct TensorEntry {
-  void* operands[kMaxOperands];
+  void* operands[kMaxOperands];  // nullptr: there is none
+  Format formats[kMaxOperands];
   int64_t numel;
   double step;         // after the increment of this step; not read where device_step is set
   float* device_step;  // the counter where it lives on the device, else nullptr
   int32_t row;         // into TensorTable::rows
   int32_t strided;     // into TensorTable::strided, or -1
   Device device;
-  DType dtype;
   uint8_t mask;
 
   bool is_averaged() const { return operands[kAverage] != nullptr; }
+
+  /// Whether it is computed in double, else in float.
+  bool is_double() const { return formats[kParam] == Format::Float64; }
+
+  /// Whether all operands are of one format.
+  bool is_uniform() const {
+    for (int i = kGrad; i < kMaxOperands; ++i)
+      if (operands[i] != nullptr && formats[i] != formats[kParam]) return false;
+    return true;
+  }
 };
 
 struct TensorTable {
@@ -76,33 +66,39 @@ struct TensorTable {
   std::vector<HyperparameterRow> rows;
   std::vector<StridedLayout> strided;
   std::vector<TensorEntry> entries;
-  std::vector<ScalarStates> scalar_states;  // one for each entry, or none: the rule has none
+  int num_one_element = 0;  // states of one element of each entry, the step among them
+  std::vector<OneElementState> one_element_states;  // entry by entry, in the rule's order
   std::vector<DeviceInputs> inputs;  // by index of CUDA device, for those that entries are on
   bool zero_grads = false;           // the pass that reads gradients writes zero to them
   double ema_weight = 0.0;           // of the new parameter in its average
+  double grad_scale = 1.0;           // AMP's, where the host knows it
+  double clip_coefficient = 1.0;     // likewise
 
   DeviceInputs inputs_of(Device device) const {
     const auto index = static_cast<size_t>(device.index);
     return index < inputs.size() ? inputs[index] : DeviceInputs();
   }
 
-  /// nullptr where the rule has none.
-  const ScalarStates* scalar_states_of(const TensorEntry& entry) const {
-    return scalar_states.empty() ? nullptr : &scalar_states[&entry - entries.data()];
+  /// What the gradients of a group are multiplied by, as far as the host knows: the kernels on
+  /// devices go on from there.
+  double grad_multiplier(const HyperparameterRow& row) const {
+    return row.sign * (1.0 / grad_scale) * clip_coefficient;
   }
 
-  /// Whether all that is the same for a tensor's elements is the same for both, on the host.
-  bool have_same_scalars(const TensorEntry& a, const TensorEntry& b) const {
-    if (a.row != b.row || a.step != b.step) return false;
-    if (scalar_states.empty()) return true;
-    const ScalarStates &of_a = *scalar_states_of(a), &of_b = *scalar_states_of(b);
-    return of_a.dtype == of_b.dtype &&
-           std::equal(of_a.values.before, of_a.values.before + kMaxScalarStates,
-                      of_b.values.before);
+  /// The first of an entry's states of one element.
+  OneElementState* one_element_states_of(const TensorEntry& entry) {
+    return one_element_states.data() + (&entry - entries.data()) * num_one_element;
+  }
+  const OneElementState* one_element_states_of(const TensorEntry& entry) const {
+    return const_cast<TensorTable*>(this)->one_element_states_of(entry);
   }
 };
 
-/// Tensors that one launch serves: same device, dtype, rule and states, and all averaged or none.
+inline bool is_strided(const TensorTable& table, const TensorEntry& entry, int operand) {
+  return entry.strided >= 0 && !table.strided[entry.strided].strides[operand].empty();
+}
+
+/// Tensors that one launch serves.
 struct Bucket {
   const TensorTable* table;
   const TensorEntry* const* entries;

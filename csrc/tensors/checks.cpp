@@ -32,16 +32,16 @@ std::string Where::text(const char* tensor) const {
          ", parameter " + std::to_string(index) + ": '" + tensor + "'";
 }
 
-DType dtype_of(const c10::TensorImpl& tensor) {
+Format format_of(const c10::TensorImpl& tensor) {
   switch (c10::toRealValueType(c10::typeMetaToScalarType(tensor.dtype()))) {
     case c10::ScalarType::Float:
-      return DType::Float32;
+      return Format::Float32;
     case c10::ScalarType::Double:
-      return DType::Float64;
+      return Format::Float64;
     case c10::ScalarType::BFloat16:
-      return DType::BFloat16;
+      return Format::BFloat16;
     case c10::ScalarType::Half:
-      return DType::Float16;
+      return Format::Float16;
     default:
       throw NotFused(std::string("no kernel takes dtype ") +
                      c10::toString(c10::typeMetaToScalarType(tensor.dtype())));
@@ -81,15 +81,41 @@ void check_param(const c10::TensorImpl& param) {
   if (!param.is_non_overlapping_and_dense()) throw NotFused("a parameter is not dense in memory");
 }
 
+namespace {
+
+std::string name_of_dtype(const c10::TensorImpl& tensor) {
+  return c10::toString(c10::typeMetaToScalarType(tensor.dtype()));
+}
+
+/// Double belongs to parameters in double alone: beside others nobody means it.
+bool is_dtype_for(const c10::TensorImpl& param, const c10::TensorImpl& tensor, const char* name) {
+  const c10::ScalarType own = c10::typeMetaToScalarType(param.dtype());
+  const c10::ScalarType other = c10::typeMetaToScalarType(tensor.dtype());
+  if (own == other) return true;
+  if (c10::isComplexType(own) != c10::isComplexType(other)) return false;
+  switch (c10::toRealValueType(other)) {
+    case c10::ScalarType::Float:
+    case c10::ScalarType::BFloat16:
+    case c10::ScalarType::Half:
+      return c10::isFloatingType(own) || c10::isComplexType(own);
+    case c10::ScalarType::Double:
+      if (name == kGradName) throw NotFused("a gradient is in double, its parameter is not");
+      return false;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
 void check_same_kind(const Where& where, const c10::TensorImpl& param,
                      const c10::TensorImpl& tensor, const char* name) {
   if (tensor.device() != param.device())
     where.fail(name,
                "is on " + tensor.device().str() + ", the parameter on " + param.device().str());
-  if (tensor.dtype() != param.dtype())
-    where.fail(
-        name, std::string("has dtype ") + c10::toString(c10::typeMetaToScalarType(tensor.dtype())) +
-                  ", the parameter " + c10::toString(c10::typeMetaToScalarType(param.dtype())));
+  if (!is_dtype_for(param, tensor, name))
+    where.fail(name,
+               "has dtype " + name_of_dtype(tensor) + ", the parameter " + name_of_dtype(param));
   if (tensor.sizes() != param.sizes())
     where.fail(name, "has shape " + shape_of(tensor) + ", the parameter " + shape_of(param));
 }

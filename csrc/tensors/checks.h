@@ -28,8 +28,8 @@ struct Where {
   [[noreturn]] void fail(const char* tensor, const std::string& what) const;
 };
 
-/// The dtype of a tensor, or of its real view. Throws NotFused where no kernel takes it.
-DType dtype_of(const c10::TensorImpl& tensor);
+/// The format of a tensor, or of its real view. Throws NotFused where no kernel takes it.
+Format format_of(const c10::TensorImpl& tensor);
 
 std::string shape_of(const c10::TensorImpl& tensor);
 
@@ -43,11 +43,12 @@ Device device_of(const c10::TensorImpl& tensor);
 /// Throws unless the parameter is a plain dense tensor on a device that has kernels.
 void check_param(const c10::TensorImpl& param);
 
-/// Throws unless the tensor has its parameter's device, dtype and shape.
+/// Throws unless the tensor has its parameter's device and shape, and a dtype that it may have.
 void check_same_kind(const Where& where, const c10::TensorImpl& param,
                      const c10::TensorImpl& tensor, const char* name);
 
-/// Throws unless the gradient or state matches its parameter in all but strides.
+/// The same, and the gradient or state is one that kernels reach: of any strides if a gradient,
+/// else dense.
 void check_operand(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
                    const char* name);
 

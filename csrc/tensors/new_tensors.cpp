@@ -20,12 +20,12 @@ at::Tensor full(at::IntArrayRef sizes, const at::Scalar& value, const at::Tensor
   return at::full(sizes, value, options);
 }
 
-at::Tensor empty_like(const at::Tensor& tensor) {
-  return at::empty_like(tensor, {}, at::MemoryFormat::Preserve);
+at::Tensor empty_like(const at::Tensor& tensor, at::ScalarType dtype) {
+  return at::empty_like(tensor, dtype, {}, {}, {}, at::MemoryFormat::Preserve);
 }
 
-at::Tensor full_like(const at::Tensor& tensor, const at::Scalar& value) {
-  return at::full_like(tensor, value, {}, {}, {}, {}, at::MemoryFormat::Preserve);
+at::Tensor full_like(const at::Tensor& tensor, const at::Scalar& value, at::ScalarType dtype) {
+  return at::full_like(tensor, value, dtype, {}, {}, {}, at::MemoryFormat::Preserve);
 }
 
 }  // namespace fused_optim

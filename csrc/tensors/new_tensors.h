@@ -10,8 +10,8 @@ at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
 at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options);
 at::Tensor full(at::IntArrayRef sizes, const at::Scalar& value, const at::TensorOptions& options);
 
-/// Of the tensor's shape, dtype and device, and of its strides where it is dense.
-at::Tensor empty_like(const at::Tensor& tensor);
-at::Tensor full_like(const at::Tensor& tensor, const at::Scalar& value);
+/// Of the tensor's shape and device, and of its strides where it is dense.
+at::Tensor empty_like(const at::Tensor& tensor, at::ScalarType dtype);
+at::Tensor full_like(const at::Tensor& tensor, const at::Scalar& value, at::ScalarType dtype);
 
 }  // namespace fused_optim

@@ -1,7 +1,9 @@
 #include "tensors/overlap.h"
 
 #include <algorithm>
+#include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "rules/registry.h"
 #include "tensors/checks.h"
@@ -27,15 +29,18 @@ std::vector<Interval> intervals_of(const TensorTable& table) {
   const auto add = [&](const void* data, int64_t bytes, bool written) {
     intervals.emplace_back(data, bytes, written);
   };
+  // A step that parameters share is advanced once for each, one after the other: no overlap.
+  std::set<std::pair<const void*, Format>> steps;
   for (const TensorEntry& entry : table.entries) {
-    if (entry.device_step != nullptr) add(entry.device_step, sizeof(float), true);
-    for (int i = 0; i < kRules[table.rule].num_scalar_states; ++i) {
-      const ScalarStates& states = *table.scalar_states_of(entry);
-      add(states.data[i], item_size(states.dtype), true);
+    const OneElementState* states = table.one_element_states_of(entry);
+    for (int i = 0; i < table.num_one_element; ++i) {
+      const bool is_host_step = i == 0 && kRules[table.rule].has_step && !states[i].is_on_device;
+      if (!is_host_step || steps.emplace(states[i].data, states[i].format).second)
+        add(states[i].data, item_size(states[i].format), true);
     }
     for (int operand = 0; operand < kMaxOperands; ++operand) {
       if (entry.operands[operand] == nullptr || entry.numel == 0) continue;
-      const int64_t bytes = span_of(table, entry, operand) * item_size(entry.dtype);
+      const int64_t bytes = span_of(table, entry, operand) * item_size(entry.formats[operand]);
       add(entry.operands[operand], bytes, operand != kGrad || table.zero_grads);
     }
   }

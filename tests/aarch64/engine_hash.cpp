@@ -15,7 +15,7 @@ namespace {
 /// FNV-1a, over 16 bits at a time.
 class Hash {
  public:
-  void add(const void* data, int64_t count, DType dtype) {
+  void add(const void* data, int64_t count, Format dtype) {
     with_storage(dtype, [&]<class Storage>(Storage) {
       for (int64_t i = 0; i < count; ++i) add_element(static_cast<const Storage*>(data)[i]);
     });
@@ -38,7 +38,7 @@ class Hash {
 void print(Hash& all, const Hash& hash, const std::string& name) {
   const double bits[] = {static_cast<double>(hash.value() >> 32),
                          static_cast<double>(hash.value() & 0xffffffffu)};
-  all.add(bits, 2, DType::Float64);
+  all.add(bits, 2, Format::Float64);
   printf("%016" PRIx64 " %s\n", hash.value(), name.c_str());
 }
 
@@ -60,7 +60,7 @@ void run_all() {
   ManyGradients gradients;
   gradients.measure_and_scale();
   Hash hash;
-  hash.add(gradients.results().data(), gradients.results().size(), DType::Float64);
+  hash.add(gradients.results().data(), gradients.results().size(), Format::Float64);
   for (const Gradient& gradient : gradients.entries())
     hash.add(gradient.data, gradient.numel, gradient.dtype);
   print(all, hash, "norms, scaling");

@@ -120,10 +120,10 @@ void check_addresses(const TableView& table, int device) {
     for (int k = 0; k < Kernel::kOperands; ++k)
       check_operand(entry, entry.operand(k), device, "an operand");
     if (head.has_averages())
-      check_operand(entry, entry.average(Kernel::kScalarStates), device, "an average");
+      check_operand(entry, entry.average(Kernel::kOneElementStates), device, "an average");
     if (entry.flags() & EntryView::kDeviceStep) check_address(entry.device_step(), device, "step");
-    for (int k = 0; k < Kernel::kScalarStates; ++k)
-      check_address(entry.scalar_state(k), device, "a scalar state");
+    for (int k = 0; k < Kernel::kOneElementStates; ++k)
+      check_address(entry.one_element_state(k), device, "a state of one element");
   }
 }
 
@@ -165,8 +165,16 @@ void with_table(const std::string& name, void** arguments, Visit visit) {
 /// "INS_4AdamELj3Ef": how rule, states and dtype stand in the mangled name of a kernel.
 template <class I>
 std::string mangled_arguments() {
-  const std::string name = typeid(I).name(), prefix = "N11fused_optim8Instance";
+  const std::string name = typeid(I).name(), prefix = "N11fused_optim11KernelTypes";
   return name.substr(prefix.size(), name.size() - prefix.size() - 2);
+}
+
+/// visit(Element()) for all that a step's kernel is compiled for.
+template <class Visit>
+void for_each_element(Visit visit) {
+  for (int format = 0; format < kNumFormats; ++format)
+    for (bool is_uniform : {true, false})
+      with_element(is_uniform, static_cast<Format>(format), visit);
 }
 
 bool run_ours(const std::string& name, dim3 grid, dim3 block, void** arguments,
@@ -175,20 +183,21 @@ bool run_ours(const std::string& name, dim3 grid, dim3 block, void** arguments,
   if (at == std::string::npos) return false;
   const std::string rest = name.substr(at + std::strlen("step_kernel_of"));
   bool found = false;
-  for (int rule = 0; rule < kNumRules; ++rule)
-    for (StateMask states = 0; states < (1u << kMaxStates); ++states)
-      for (int dtype = 0; dtype < kNumDTypes; ++dtype)
-        with_kernel_types(rule, states, static_cast<DType>(dtype), [&]<class I>(I) {
-          if (!rest.starts_with(mangled_arguments<I>())) return;
+  for_each_element([&]<class Element>(Element) {
+    for (int rule = 0; rule < kNumRules; ++rule)
+      for (StateMask states = 0; states < (1u << kMaxStates); ++states)
+        with_kernel_types<Element>(rule, states, [&]<class Types>(Types) {
+          if (!rest.starts_with(mangled_arguments<Types>())) return;
           found = true;
           with_table<SmallKernelTable, KernelTable>(rest, arguments, [&](const auto& table) {
             const int device = current_device;
             submit(stream, [=] {
-              run_step_kernel<StepKernel<typename I::Rule, I::states, typename I::Storage>>(
+              run_step_kernel<StepKernel<typename Types::Rule, Types::states, Element>>(
                   grid, block, TableView(table), device);
             });
           });
         });
+  });
   ++launches;
   return found;
 }
@@ -208,7 +217,7 @@ std::string mangled(NormType type) {
 
 template <class Visit>
 void for_each_storage(Visit visit) {
-  for (int dtype = 0; dtype < kNumDTypes; ++dtype) with_storage(static_cast<DType>(dtype), visit);
+  for (int dtype = 0; dtype < kNumFormats; ++dtype) with_storage(static_cast<Format>(dtype), visit);
 }
 
 template <class Visit>

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "storage/dtype.h"
+#include "storage/registry.h"
 
 namespace fused_optim::tsan {
 
@@ -27,7 +27,7 @@ inline std::vector<Shape> ragged_shapes() {
 using Bytes = std::vector<char>;
 
 /// `count` numbers from -1 to 1, the same for the same seed.
-inline void fill_random(void* data, int64_t count, DType dtype, uint32_t seed) {
+inline void fill_random(void* data, int64_t count, Format dtype, uint32_t seed) {
   with_storage(dtype, [&]<class Storage>(Storage) {
     uint32_t random = seed * 2'654'435'761u + 1;
     for (int64_t i = 0; i < count; ++i) {
@@ -38,7 +38,7 @@ inline void fill_random(void* data, int64_t count, DType dtype, uint32_t seed) {
   });
 }
 
-inline void fill(void* data, int64_t count, DType dtype, double value) {
+inline void fill(void* data, int64_t count, Format dtype, double value) {
   with_storage(dtype, [&]<class Storage>(Storage) {
     const auto stored = to_storage<Storage>(static_cast<opmath_t<Storage>>(value));
     for (int64_t i = 0; i < count; ++i) static_cast<Storage*>(data)[i] = stored;

@@ -8,7 +8,7 @@ namespace fused_optim::tsan {
 
 ManyGradients::ManyGradients() {
   const std::vector<Shape> shapes = ragged_shapes();
-  const auto dtype_of = [](size_t index) { return static_cast<DType>(index % kNumDTypes); };
+  const auto dtype_of = [](size_t index) { return static_cast<Format>(index % kNumFormats); };
   int64_t total = 0;
   // Each begins where a double may.
   const auto size_of = [&](size_t index) {

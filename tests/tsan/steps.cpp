@@ -14,22 +14,25 @@ constexpr int kSteps = 2;  // the first, which some rules treat differently, and
 constexpr int kGroups = 2;
 constexpr Device kHost{DeviceKind::CPU, 0};
 
+using Advance = void (*)(const double* hyperparameters, double step, OneElementValues& values);
+
 template <class Rule>
-void advance(const HyperparameterRow& row, double step, ScalarStates& states) {
-  if constexpr (num_scalar_states<Rule> > 0) {
-    typename Rule::Hyperparameters hyperparameters;
-    memcpy(&hyperparameters, row.values, sizeof(hyperparameters));
-    advance_scalar_states<Rule>(hyperparameters, step, states.dtype, states.values);
-  }
+constexpr Advance advance_of() {
+  if constexpr (num_one_element_states<Rule> > 0)
+    return [](const double* values_of_group, double step, OneElementValues& values) {
+      typename Rule::Hyperparameters hyperparameters;
+      memcpy(&hyperparameters, values_of_group, sizeof(hyperparameters));
+      advance_one_element_states<Rule>(hyperparameters, step, Format::Float32, values);
+    };
+  return nullptr;
 }
 
-using Advance = void (*)(const HyperparameterRow&, double, ScalarStates&);
-#define FUSED_OPTIM_ADVANCE(Rule) advance<Rule>,
+#define FUSED_OPTIM_ADVANCE(Rule) advance_of<Rule>(),
 constexpr Advance kAdvance[] = {FUSED_OPTIM_FOR_EACH_RULE(FUSED_OPTIM_ADVANCE)};
 #undef FUSED_OPTIM_ADVANCE
 
 #define FUSED_OPTIM_BASE(Rule) states_always_on<Rule>(),
-constexpr StateMask kBaseVariants[] = {FUSED_OPTIM_FOR_EACH_RULE(FUSED_OPTIM_BASE)};
+constexpr StateMask kAlwaysOn[] = {FUSED_OPTIM_FOR_EACH_RULE(FUSED_OPTIM_BASE)};
 #undef FUSED_OPTIM_BASE
 
 bool has_operand(const StepCase& kind, int operand) {
@@ -40,7 +43,7 @@ bool has_operand(const StepCase& kind, int operand) {
 }  // namespace
 
 std::string StepCase::name() const {
-  constexpr const char* dtypes[kNumDTypes] = {"float32", "float64", "bfloat16", "float16"};
+  constexpr const char* dtypes[kNumFormats] = {"float32", "float64", "bfloat16", "float16"};
   return std::string(kRules[rule].name) + " of states " + std::to_string(states) + ", " +
          dtypes[static_cast<int>(dtype)] + (is_strided ? ", strided" : "") +
          (is_finished ? ", zeroed and averaged" : "");
@@ -49,12 +52,12 @@ std::string StepCase::name() const {
 std::vector<StepCase> step_cases() {
   std::vector<StepCase> cases;
   for (int rule = 0; rule < kNumRules; ++rule)
-    for (StateMask states = 0; states < 1u << kRules[rule].num_states; ++states) {
-      if ((states & kBaseVariants[rule]) != kBaseVariants[rule]) continue;
-      for (int dtype = 0; dtype < kNumDTypes; ++dtype)
+    for (StateMask states = 0; states < 1u << kRules[rule].num_like_param; ++states) {
+      if ((states & kAlwaysOn[rule]) != kAlwaysOn[rule]) continue;
+      for (int dtype = 0; dtype < kNumFormats; ++dtype)
         for (int options = 0; options < 4; ++options)
           cases.push_back(
-              {rule, states, static_cast<DType>(dtype), (options & 1) != 0, (options & 2) != 0});
+              {rule, states, static_cast<Format>(dtype), (options & 1) != 0, (options & 2) != 0});
     }
   return cases;
 }
@@ -68,6 +71,7 @@ Tensors::Tensors(const StepCase& kind) : kind_(kind) {
   fill_random(operands_[kParam].data(), total, kind.dtype, 0);
 
   table_.rule = kind.rule;
+  table_.num_one_element = kRules[kind.rule].num_one_element;
   table_.zero_grads = kind.is_finished;
   table_.ema_weight = 0.25;
   add_groups();
@@ -83,9 +87,9 @@ void Tensors::add_groups() {
     HyperparameterRow row{};
     for (int i = 0; i < rule.num_hyperparameters; ++i) row.values[i] = 0.01 * (i + 1) + 0.1 * group;
     for (int i = 0; i < rule.num_states; ++i)
-      if (rule.states[i].enabled_by != nullptr && !has_state(kind_.states, i))
+      if (rule.states[i].enabled_by != nullptr && !has_state(kind_.states, rule.places[i]))
         row.values[hyperparameter_index(rule, rule.states[i].enabled_by)] = 0.0;
-    row.grad_multiplier = group == 0 ? 0.5 : -1.0;
+    row.sign = group == 0 ? 0.5 : -1.0;
     table_.rows.push_back(row);
   }
 }
@@ -98,17 +102,18 @@ void Tensors::add_tensor(const Shape& shape, int64_t first) {
   entry.row = index / 4 % kGroups;
   entry.strided = -1;
   entry.device = kHost;
-  entry.dtype = kind_.dtype;
+  std::fill_n(entry.formats, kMaxOperands, kind_.dtype);
   entry.mask = static_cast<uint8_t>(kind_.states);
   for (int operand = 0; operand < kMaxOperands; ++operand)
     if (has_operand(kind_, operand))
       entry.operands[operand] = operands_[operand].data() + first * item_size(kind_.dtype);
   for (int i = 0; i < rule.num_states; ++i)
-    if (has_state(kind_.states, i) && rule.states[i].begins_as != nullptr)
-      fill(entry.operands[kFirstState + i], entry.numel, kind_.dtype,
+    if (rule.states[i].is_like_param() && has_state(kind_.states, rule.places[i]) &&
+        rule.states[i].begins_as != nullptr)
+      fill(entry.operands[kFirstState + rule.places[i]], entry.numel, kind_.dtype,
            table_.rows[entry.row].values[hyperparameter_index(rule, rule.states[i].begins_as)]);
   if (kind_.is_strided && index % 2 == 0) add_layout(shape, entry);
-  if (rule.num_scalar_states > 0) add_scalar_states(entry.row);
+  add_one_element_states(entry.row);
   table_.entries.push_back(entry);
 }
 
@@ -122,29 +127,31 @@ void Tensors::add_layout(const Shape& shape, TensorEntry& entry) {
   table_.strided.push_back(layout);
 }
 
-void Tensors::add_scalar_states(int32_t row) {
+void Tensors::add_one_element_states(int32_t row) {
   const RuleSpec& rule = kRules[kind_.rule];
-  ScalarStates states{};
-  states.dtype = DType::Float32;
-  for (int i = 0; i < rule.num_scalar_states; ++i) {
-    const ScalarStateSpec& state = rule.scalar_states[i];
-    states.values.after[i] =
-        state.begins_as == nullptr
-            ? state.begins_at
-            : table_.rows[row].values[hyperparameter_index(rule, state.begins_as)];
+  for (int i = 0; i < rule.num_states; ++i) {
+    const StateSpec& spec = rule.states[i];
+    if (spec.is_like_param()) continue;
+    OneElementState& state = table_.one_element_states.emplace_back();
+    state.format = Format::Float32;
+    state.after = spec.begins_as == nullptr
+                      ? spec.begins_at
+                      : table_.rows[row].values[hyperparameter_index(rule, spec.begins_as)];
   }
-  table_.scalar_states.push_back(states);
 }
 
 void Tensors::begin_step(int step) {
   fill_random(operands_[kGrad].data(), ends_.back(), kind_.dtype, step);
-  for (size_t i = 0; i < table_.entries.size(); ++i) {
-    TensorEntry& entry = table_.entries[i];
-    entry.step = kRules[kind_.rule].has_step ? step : std::min(step, 2);
-    if (table_.scalar_states.empty()) continue;
-    ScalarValues& values = table_.scalar_states[i].values;
-    std::copy_n(values.after, kMaxScalarStates, values.before);
-    kAdvance[kind_.rule](table_.rows[entry.row], entry.step, table_.scalar_states[i]);
+  for (TensorEntry& entry : table_.entries) {
+    const bool has_step = kRules[kind_.rule].has_step;
+    entry.step = has_step ? step : std::min(step, 2);
+    if (table_.num_one_element <= has_step) continue;
+    OneElementState* states = table_.one_element_states_of(entry) + has_step;
+    const int count = table_.num_one_element - has_step;
+    OneElementValues values{};
+    for (int i = 0; i < count; ++i) values.before[i] = states[i].before = states[i].after;
+    kAdvance[kind_.rule](table_.rows[entry.row].values, entry.step, values);
+    for (int i = 0; i < count; ++i) states[i].after = values.after[i];
   }
 }
 

@@ -12,7 +12,7 @@ namespace fused_optim::tsan {
 struct StepCase {
   int rule;
   StateMask states;
-  DType dtype;
+  Format dtype;
   bool is_strided;   // every other tensor's gradient, first state and average are
   bool is_finished;  // gradients are zeroed and parameters averaged
 
@@ -38,7 +38,7 @@ class Tensors {
   void add_groups();
   void add_tensor(const Shape& shape, int64_t first);
   void add_layout(const Shape& shape, TensorEntry& entry);
-  void add_scalar_states(int32_t row);
+  void add_one_element_states(int32_t row);
   void begin_step(int step);
 
   StepCase kind_;

@@ -20,18 +20,21 @@ namespace {
 /// A kernel as errors speak of it.
 struct KernelName {
   int rule;
-  StateMask states;
-  DType dtype;
+  StateMask mask;
+  bool is_uniform;
+  Format format;
   Device device;
 
   std::string text() const {
-    static constexpr const char* kDTypes[kNumDTypes] = {"float32", "float64", "bfloat16",
+    static constexpr const char* kNames[kNumFormats] = {"float32", "float64", "bfloat16",
                                                         "float16"};
+    const RuleSpec& spec = kRules[rule];
     std::string states;
-    for (int i = 0; i < kRules[rule].num_states; ++i)
-      if (has_state(states, i)) states += std::string(", ") + kRules[rule].states[i].name;
-    return std::string(kRules[rule].name) + "<" + kDTypes[static_cast<int>(dtype)] + states +
-           "> on cuda:" + std::to_string(device.index);
+    for (int i = 0; i < spec.num_states; ++i)
+      if (spec.states[i].is_like_param() && has_state(mask, spec.places[i]))
+        states += std::string(", ") + spec.states[i].name;
+    return std::string(spec.name) + "<" + kNames[static_cast<int>(format)] +
+           (is_uniform ? "" : " and others") + states + "> on cuda:" + std::to_string(device.index);
   }
 };
 
@@ -43,7 +46,7 @@ struct Kernel {
 /// The kernel for a table of this size. The device must be current.
 template <class Table>
 Kernel find_kernel(const KernelName& name) {
-  const void* function = step_kernel<Table>(name.rule, name.states, name.dtype);
+  const void* function = step_kernel<Table>(name.rule, name.mask, name.is_uniform, name.format);
   if (function == nullptr) throw std::logic_error("fused_optim: no kernel " + name.text());
   return {function, max_blocks(function, kThreads, name)};
 }
@@ -57,7 +60,7 @@ void launch(const Kernel& kernel, uint32_t blocks, Table& table, cudaStream_t st
 }
 
 KernelName name_of(int rule, const TensorEntry& entry) {
-  return {rule, entry.mask, entry.dtype, entry.device};
+  return {rule, entry.mask, entry.is_uniform(), entry.formats[kParam], entry.device};
 }
 
 }  // namespace

@@ -38,9 +38,9 @@ __device__ TableView view_as_memory(const Table& table) {
 
 /// Two blocks to a multiprocessor: with all loads of an iteration in flight at a time, that is
 /// enough to keep the fastest memory busy.
-template <class Rule, StateMask states, class Storage, class Table>
+template <class Rule, StateMask states, class Element, class Table>
 __global__ void __launch_bounds__(kThreads, 2) step_kernel_of(const __grid_constant__ Table table) {
-  using Kernel = StepKernel<Rule, states, Storage>;
+  using Kernel = StepKernel<Rule, states, Element>;
   __shared__ typename Kernel::Scalars scalars;
   Kernel::run({blockIdx.x, threadIdx.x, gridDim.x, kThreads}, TableView(table), scalars);
   const uint32_t arrival = table.head.arrival;
@@ -52,16 +52,18 @@ __global__ void __launch_bounds__(kThreads, 2) step_kernel_of(const __grid_const
 }  // namespace
 
 template <class Table>
-const void* step_kernel(int rule, StateMask states, DType dtype) {
+const void* step_kernel(int rule, StateMask states, bool is_uniform, Format format) {
   const void* kernel = nullptr;
-  with_kernel_types(rule, states, dtype, [&]<class I>(I) {
-    kernel = reinterpret_cast<const void*>(
-        &step_kernel_of<typename I::Rule, I::states, typename I::Storage, Table>);
+  with_element(is_uniform, format, [&]<class Element>(Element) {
+    with_kernel_types<Element>(rule, states, [&]<class Types>(Types) {
+      kernel = reinterpret_cast<const void*>(
+          &step_kernel_of<typename Types::Rule, Types::states, Element, Table>);
+    });
   });
   return kernel;
 }
-template const void* step_kernel<SmallKernelTable>(int, StateMask, DType);
-template const void* step_kernel<KernelTable>(int, StateMask, DType);
+template const void* step_kernel<SmallKernelTable>(int, StateMask, bool, Format);
+template const void* step_kernel<KernelTable>(int, StateMask, bool, Format);
 
 const int kCompiledArchs[] = {__CUDA_ARCH_LIST__};
 const int kNumCompiledArchs = sizeof(kCompiledArchs) / sizeof(int);

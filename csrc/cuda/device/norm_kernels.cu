@@ -54,23 +54,23 @@ const void* address(Kernel* kernel) {
 }  // namespace
 
 template <class Table>
-const void* sum_kernel(NormType type, DType dtype) {
+const void* sum_kernel(NormType type, Format dtype) {
   return with_norm_type(type, [&]<NormType kType>(std::integral_constant<NormType, kType>) {
     return with_storage(dtype, []<class Storage>(Storage) {
       return address(&sum_kernel_of<kType, Storage, Table>);
     });
   });
 }
-template const void* sum_kernel<SmallGradientTable>(NormType, DType);
-template const void* sum_kernel<GradientTable>(NormType, DType);
+template const void* sum_kernel<SmallGradientTable>(NormType, Format);
+template const void* sum_kernel<GradientTable>(NormType, Format);
 
 template <class Table>
-const void* scale_kernel(DType dtype) {
+const void* scale_kernel(Format dtype) {
   return with_storage(
       dtype, []<class Storage>(Storage) { return address(&scale_kernel_of<Storage, Table>); });
 }
-template const void* scale_kernel<SmallGradientTable>(DType);
-template const void* scale_kernel<GradientTable>(DType);
+template const void* scale_kernel<SmallGradientTable>(Format);
+template const void* scale_kernel<GradientTable>(Format);
 
 const void* finish_norm_kernel(NormType type) {
   return with_norm_type(type, []<NormType kType>(std::integral_constant<NormType, kType>) {
