@@ -19,6 +19,7 @@ from fused_optim.checkpoints import keep_dtype_of_scalar_states, last_load_hook
 from fused_optim.fallback import COMPILED
 from fused_optim.own_state import OwnState, OwnStateOf
 from fused_optim.shards import constructed_by, refuse_for_a_shard
+from fused_optim.step_hooks import hook_step_of, with_hooks
 from fused_optim.step_options import (
     StepOption,
     at_least_0,
@@ -179,6 +180,7 @@ class FusedOptimizer(_Base):
     def _step_supports_amp_scaling(self) -> None:
         self._fused.supports_amp_scaling = None
 
+    @with_hooks
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs a single optimization step.
 
@@ -202,6 +204,11 @@ class FusedOptimizer(_Base):
     @torch._disable_dynamo
     def _untraced_step(self, closure: Callable[[], Any] | None) -> Any:
         return step(self, closure)
+
+    def _patch_step_function(self) -> None:
+        """What torch's constructor and unpickling call, to put hooks around the class's step."""
+        hook_step_of(type(self))
+        super()._patch_step_function()
 
     def ema_parameters(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the parameters hold their averages, for evaluation; afterwards, also after an

@@ -24,6 +24,8 @@ class OwnState:
         self.has_options = False
         #: Between parameters and averages.
         self.exchange = _C.Exchange()
+        #: Whether hooks are run around what is happening: a step within the step has none.
+        self.is_in_step = False
         #: Why the last step was torch's own; None if it ran on the kernels.
         self.fallback_reason: str | None = None
         self.has_warned = False

@@ -5,6 +5,7 @@ import os
 import hypothesis
 import pytest
 import torch
+from step_log import registering
 from twins import FUSED
 
 import fused_optim._C as _C
@@ -33,3 +34,10 @@ def same_start():
 def optimizer_class(request):
     """Each fused class in turn: a new one is tested by being registered."""
     return request.param
+
+
+@pytest.fixture
+def register():
+    """Registers step hooks, own and global: register(kind, optimizer, hook)."""
+    with registering() as register:
+        yield register

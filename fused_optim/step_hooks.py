@@ -1,0 +1,120 @@
+"""What torch puts around each step, hooks and the profiler's range, for the price of what is there.
+
+Torch's constructors wrap ``step`` of the optimizer's class, unless it is marked as wrapped already.
+That wrapper opens a range for the profiler in each step, which takes several times as long as
+a small fused step, whether or not anybody looks. The one here asks first. Where there is something
+to do it calls torch's wrapper, so that hooks and ranges are those of the torch that is installed.
+"""
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch.autograd import profiler
+from torch.optim import Optimizer
+from torch.optim import optimizer as torchs_module
+
+from fused_optim.torch_class import unhooked
+
+if TYPE_CHECKING:
+    from fused_optim.optimizer import FusedOptimizer
+
+__all__ = ["hook_step_of", "with_hooks"]
+
+StepT = TypeVar("StepT", bound=Callable[..., Any])
+
+#: All wrappers of torch's run this.
+_TORCHS_CODE = Optimizer.profile_hook_step(lambda: None).__code__
+
+
+def _find_has_callbacks() -> Callable[[], bool]:
+    """at::hasCallbacks of torch's C++ library: whether anything records in this thread or in all.
+
+    torch.autograd._profiler_enabled() knows only the profiler that this thread has started, not
+    execution traces nor a profiler of all threads.
+    """
+    try:
+        has_callbacks = ctypes.PyDLL(torch._C.__file__)._ZN2at12hasCallbacksEv
+    except (OSError, AttributeError):  # another compiler's name for it
+        return lambda: True
+    has_callbacks.restype = ctypes.c_bool
+    return cast(Callable[[], bool], has_callbacks)
+
+
+_has_callbacks = _find_has_callbacks()
+_number_of_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+is_compiling = torch.compiler.is_compiling
+_profilers_globals = vars(profiler)
+
+
+def _is_observed() -> bool:
+    """Whether anybody would see the range of this step."""
+    return (
+        _has_callbacks()
+        or _number_of_modes() > 0  # who get it as an operation
+        # Told from Python, by torch 2.14 and later.
+        or _profilers_globals.get("_active_cupti_profiler_observer") is not None
+    )
+
+
+def with_hooks(bare: StepT) -> StepT:
+    """The step with its hooks and its range, marked so that torch's constructors leave it alone.
+
+    Where a class's step calls that of the class above, hooks run around the outer one alone.
+
+    Args:
+        bare: the step of a fused optimizer's class, or of a user's subclass of it.
+    """
+    torchs = Optimizer.profile_hook_step(bare)
+
+    @functools.wraps(bare)
+    def step(self: "FusedOptimizer", /, *args: Any, **kwargs: Any) -> Any:
+        if is_compiling():
+            is_outer = type(self).step is step
+            return torchs(self, *args, **kwargs) if is_outer else bare(self, *args, **kwargs)
+        own = self._fused
+        # The outermost is never inside: a closure that steps again makes a step of its own.
+        if own.is_in_step and type(self).step is not step:
+            return bare(self, *args, **kwargs)
+        was_in_step, own.is_in_step = own.is_in_step, True
+        try:
+            if (
+                self._optimizer_step_pre_hooks
+                or torchs_module._global_optimizer_pre_hooks
+                or _is_observed()
+            ):
+                return torchs(self, *args, **kwargs)
+            result = bare(self, *args, **kwargs)
+            self._optimizer_step_code()
+            # Asked only now: the closure may have brought some.
+            if self._optimizer_step_post_hooks or torchs_module._global_optimizer_post_hooks:
+                _run_post_hooks(self, (self, *args), kwargs)
+            return result
+        finally:
+            own.is_in_step = was_in_step
+
+    step.hooked = True  # type: ignore[attr-defined]
+    return cast(StepT, step)
+
+
+def _run_post_hooks(
+    optimizer: "FusedOptimizer", args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    for hook in itertools.chain(
+        optimizer._optimizer_step_post_hooks.values(),
+        torchs_module._global_optimizer_post_hooks.values(),
+    ):
+        hook(optimizer, args, kwargs)
+
+
+def hook_step_of(cls: type["FusedOptimizer"]) -> None:
+    """Wraps the class's step if nothing has, as torch's constructors do, and what they have
+    wrapped: two kinds of wrapper around one another would both run the hooks."""
+    step: Any = cls.step
+    if not getattr(step, "hooked", False):
+        cls.step = with_hooks(step)  # type: ignore[method-assign]
+    elif getattr(step, "__code__", None) is _TORCHS_CODE:
+        cls.step = with_hooks(unhooked(step))  # type: ignore[method-assign]
