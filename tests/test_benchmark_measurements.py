@@ -27,7 +27,7 @@ def test_sweeps_and_training_view_and_plots(tmp_path):
     assert not plots.plot_ratios(tmp_path / "ratios.png", content)
 
 
-@pytest.mark.parametrize("view", training.VIEWS[1:])
+@pytest.mark.parametrize("view", training.SURROUNDED)
 def test_training_views_do_the_same_in_one_call_and_in_torchs(view):
     workload = workloads.Workload("w", [[(300,)], [(40, 2)]])
     built = {}

@@ -22,7 +22,7 @@ def test_half_types_are_a_small_part_of_a_whole_run(monkeypatch):
 
 
 def test_low_rank_adapters_are_measured_with_what_surrounds_their_step(monkeypatch):
-    for arguments, views in (([], training.VIEWS), (["--quick"], [training.TRAINING])):
+    for arguments, views in (([], training.VIEWS[:3]), (["--quick"], [training.TRAINING])):
         rows = command_line.Plan(options_of(monkeypatch, *arguments)).rows
         adapters = [r for r in rows if r.workload.name == "LoRA 360M" and r.optimizer == "AdamW"]
         assert [r.view for r in adapters] == views
