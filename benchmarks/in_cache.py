@@ -2,18 +2,21 @@
 
 One thread steps two tensors that both fit the second-level cache, and the difference of their
 times is that of as many elements: what a call costs is in both. As nothing is waited for, it is the
-fastest of many rounds that counts, and it is steady where times of large tensors are not.
+fastest of many rounds that counts, and the median of three passes over everything: it is steady
+where times of large tensors are not.
 """
 
 import functools
+import inspect
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from benchmarks.clock import Clock
-from benchmarks.measure import Stepper, prepared
-from benchmarks.peers import OURS, bytes_held, implementations
+from benchmarks.measure import Stepper, make_groups
+from benchmarks.peers import OURS, Implementation, bytes_held, implementations
 from benchmarks.workloads import Workload
 from fused_optim import _C
 
@@ -23,7 +26,9 @@ LARGER_BYTES = 256 * 1024
 SHARE = 4
 #: Sizes are multiples of it, so that no vector is cut off in any dtype.
 MULTIPLE = 256
-STEPS, ROUNDS, ROUNDS_IN_PLACE = 15, 200, 20
+STEPS, ROUNDS, ROUNDS_IN_PLACE = 15, 100, 5
+#: Everything is measured as often: what disturbs the machine for seconds spoils one of three.
+PASSES = 3
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
@@ -48,12 +53,21 @@ def supported_isas() -> Iterator[str]:
         _C.set_isa(before)
 
 
+def bare(implementation: Implementation, workload: Workload, dtype: str) -> Stepper:
+    """Its step on parameters of its own, warmed up, without what torch puts around every
+    optimizer's for hooks and profilers: that takes longer than the kernel, and not steadily."""
+    optimizer = implementation.build(make_groups(workload, "cpu", dtype))
+    for _ in range(2):
+        optimizer.step()
+    return Stepper(functools.partial(inspect.unwrap(type(optimizer).step), optimizer))
+
+
 def steppers_of(optimizer: str, dtype: str, state_dtype: str | None) -> list[Stepper]:
     """Our steps of the smaller and the larger tensor."""
     every = implementations(optimizer, "cpu", state_dtype=state_dtype)
     ours = next(i for i in every if i.name == OURS)
     workloads = [Workload("", [[(size,)]]) for size in sizes(optimizer, dtype, state_dtype)]
-    return [prepared(ours, workload, "cpu", dtype=dtype) for workload in workloads]
+    return [bare(ours, workload, dtype) for workload in workloads]
 
 
 def fastest(
@@ -104,4 +118,15 @@ def measure_in_cache(
         seconds = (times[1] - times[0]) / (larger - smaller)
         row = {"optimizer": optimizer, "dtype": dtype, "state_dtype": state_dtype, "isa": isa}
         rows.append({**row, "ns": seconds * 1e9, "cycles": clock.cycles(seconds)})
+    return rows
+
+
+def medians(passes: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of passes over the same, each with the median of its figures."""
+    rows = []
+    for same in zip(*passes, strict=True):
+        figures: dict[str, float | None] = {"ns": statistics.median(row["ns"] for row in same)}
+        cycles = [row["cycles"] for row in same]
+        figures["cycles"] = None if None in cycles else statistics.median(cycles)
+        rows.append({**same[0], **figures})
     return rows

@@ -4,11 +4,12 @@ import itertools
 import json
 
 import pytest
+import torch
 from benchmark_runs import run
 from twins import SUPPORTED_ISAS
 
 import fused_optim._C as _C
-from benchmarks import clock, in_cache, measure, peers, report
+from benchmarks import clock, in_cache, peers, report, workloads
 
 
 @pytest.mark.parametrize("dtype", in_cache.DTYPES)
@@ -43,9 +44,7 @@ class PlantedClock(clock.Clock):
 
 @pytest.fixture
 def planted(monkeypatch):
-    monkeypatch.setattr(
-        in_cache, "prepared", lambda _, workload, *__, **___: Planted(workload.elements)
-    )
+    monkeypatch.setattr(in_cache, "bare", lambda _, workload, dtype: Planted(workload.elements))
     monkeypatch.setattr(in_cache, "Clock", PlantedClock)
 
 
@@ -61,14 +60,22 @@ def test_what_a_call_costs_is_not_counted(planted):
 def test_a_place_in_memory_that_suits_no_cache_is_left(planted, monkeypatch):
     made = []
 
-    def make(_, workload, *__, **___):
+    def make(_, workload, dtype):
         made.append(Planted(workload.elements * (1 if len(made) >= 4 else 3)))
         return made[-1]
 
-    monkeypatch.setattr(in_cache, "prepared", make)
+    monkeypatch.setattr(in_cache, "bare", make)
     monkeypatch.setattr(in_cache, "ROUNDS_IN_PLACE", 11)
     best = in_cache.measure_in_cache("Adam", "float32", rounds=33)[-1]
     assert len(made) == 3 * 2 and best["ns"] == pytest.approx(2)
+
+
+def test_a_pass_that_was_disturbed_does_not_count():
+    rows = [{"isa": isa, "ns": 1.0, "cycles": 3.0} for isa in ("baseline", "avx2")]
+    slow = [{**row, "ns": 9.0, "cycles": 27.0} for row in rows]
+    assert in_cache.medians([rows, slow, rows]) == in_cache.medians([rows]) == rows
+    unknown = [{**row, "cycles": None} for row in rows]
+    assert in_cache.medians([unknown] * 3) == unknown
 
 
 def test_the_instruction_set_is_put_back(planted, monkeypatch):
@@ -83,18 +90,40 @@ def test_the_instruction_set_is_put_back(planted, monkeypatch):
 
 def test_it_is_our_kernels_on_one_thread_that_are_timed(monkeypatch):
     seen = []
-    real = measure.prepared
+    real = in_cache.bare
 
-    def looked_at(implementation, workload, device, **options):
-        seen.append((implementation.name, workload.elements, options["dtype"]))
-        return real(implementation, workload, device, **options)
+    def looked_at(implementation, workload, dtype):
+        seen.append((implementation.name, workload.elements, dtype))
+        return real(implementation, workload, dtype)
 
-    monkeypatch.setattr(in_cache, "prepared", looked_at)
+    monkeypatch.setattr(in_cache, "bare", looked_at)
     rows = in_cache.measure_in_cache("SGD+momentum", "bfloat16", rounds=3)
     sizes = in_cache.sizes("SGD+momentum", "bfloat16")
     assert seen == [(peers.OURS, size, "bfloat16") for size in sizes]
-    assert in_cache.torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 1
     assert all(0 < row["ns"] < 1000 for row in rows)
+
+
+def test_a_bare_step_is_the_optimizers_without_hooks(optimizer_class):
+    built = []
+
+    def build(groups):
+        built.append(optimizer_class(groups))
+        return built[-1]
+
+    calls = []
+    stepper = in_cache.bare(
+        peers.Implementation("ours", build), workloads.Workload("w", [[(40,)]]), "float32"
+    )
+    (optimizer,) = built
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    (param,) = optimizer.param_groups[0]["params"]
+    before = param.detach().clone()
+    stepper.step()
+    assert not calls and optimizer.fallback_reason is None
+    assert (param != before).any() and optimizer.state[param].get("step", 3) == 3
+    optimizer.step()
+    assert calls
 
 
 def test_the_clock_counts_additions(monkeypatch):
