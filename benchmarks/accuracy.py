@@ -32,7 +32,7 @@ def _params(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def measure_accuracy(
-    optimizer: str, device: str, compiled: bool = True
+    optimizer: str, device: str, compiled: bool = True, state_dtype: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """Each implementation's largest error in float32 after 100 steps, against torch's for-loop
     in float64.
@@ -46,7 +46,7 @@ def measure_accuracy(
     torch_class = PARENTS[name]
     exact = _trajectory(torch_class(exact_params, foreach=False, **options), exact_params)
     rows: dict[str, dict[str, Any]] = {}
-    for implementation in implementations(optimizer, device, compiled):
+    for implementation in implementations(optimizer, device, compiled, state_dtype):
         params = _params(device, torch.float32)
         try:
             found = _trajectory(implementation.build([{"params": params}]), params)

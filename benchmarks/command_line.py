@@ -5,11 +5,12 @@
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of each start and stop
 
@@ -17,13 +18,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of each st
 import torch
 from rich.console import Console
 
-from benchmarks import compare, memory, page, peers, plots, report, shapes
+from benchmarks import compare, in_cache, memory, page, peers, plots, report, shapes
 from benchmarks.accuracy import measure_accuracy
 from benchmarks.busy import measure_busy
 from benchmarks.measure import Result, measure
-from benchmarks.peers import DTYPES, OPTIMIZERS, bytes_held
+from benchmarks.peers import DTYPES, OPTIMIZERS, STATE_DTYPES, bytes_held
 from benchmarks.progress import Progress
-from benchmarks.training import AVERAGING, STEP, TRAINING
+from benchmarks.training import AVERAGING, COLD, STEP, TRAINING
 from benchmarks.workloads import QUICK, Workload, count_sweep, load, size_sweep, standard
 
 #: The workloads of the views with what surrounds a step, and the optimizers of the longer one.
@@ -31,6 +32,8 @@ TRAINED = ["1000x1000", "resnet50", "lora_360m", "lora_7b", "gpt2"]
 #: What a quick run measures of them: one optimizer on one workload.
 TRAINED_QUICKLY = ("AdamW", "lora_360m")
 AVERAGED = ["Adam", "AdamW"]
+#: What is measured with nothing in the caches: many tensors, whose times depend on them most.
+COLD_WORKLOADS, COLD_OPTIMIZERS = ["1000x1000", "1000x1"], ["AdamW", "SGD+momentum"]
 #: The optimizers that are measured on every workload, and the workloads of the others, unless the
 #: command line says which.
 EVERYWHERE = ["SGD+momentum", "Adam", "AdamW", "RMSprop"]
@@ -40,6 +43,21 @@ HALVES = ["bfloat16", "float16"]
 IN_HALVES = ["SGD+momentum", "Adam", "AdamW"]
 #: The sweeps are measured with one optimizer.
 SWEPT = "Adam"
+
+
+def add_views(parser: argparse.ArgumentParser) -> None:
+    """What a command can measure instead of all that is usual."""
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--busy", action="store_true", help="only: steps while other processes use the cores"
+    )
+    only.add_argument(
+        "--cold", action="store_true", help="only: steps that find nothing in the caches"
+    )
+    only.add_argument(
+        "--in-cache", action="store_true",
+        help="only: ns an element of our kernels for each instruction set, one thread",
+    )  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -57,13 +75,15 @@ def parse_arguments() -> argparse.Namespace:
         "--dtype", action="append", choices=DTYPES,
         help="may be given several times (default: float32; a whole run has a few rows of others)",
     )  # fmt: skip
+    parser.add_argument(
+        "--state-dtype", choices=STATE_DTYPES,
+        help="of our states (default: the parameters'); the others keep theirs",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="rounds a workload (default: 25, quick: 6)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="under 2 minutes: a part of it all")
-    parser.add_argument(
-        "--busy", action="store_true", help="only: steps while other processes use the cores"
-    )
+    add_views(parser)
     parser.add_argument("--report", type=pathlib.Path, metavar="HTML", help="one page of it all")
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("benchmarks/out"), metavar="FOLDER"
@@ -72,6 +92,8 @@ def parse_arguments() -> argparse.Namespace:
     for name in options.workload or []:
         if name not in standard(options.device) and not pathlib.Path(name).is_file():
             parser.error(f"{name} is no JSON file, and none of {', '.join(standard('cuda'))}")
+    if options.in_cache and options.device != "cpu":
+        parser.error("--in-cache is about the kernels of the CPU")
     return options
 
 
@@ -90,13 +112,15 @@ class Plan:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.known = known = standard(options.device)
-        names = options.workload or (QUICK if options.quick else list(known))
+        usual = COLD_WORKLOADS if options.cold else QUICK if options.quick else list(known)
+        names = options.workload or usual
         self.workloads = [known[n] if n in known else load(pathlib.Path(n)) for n in names]
         self.optimizers = options.optimizer or list(OPTIMIZERS)
         self.dtypes = list(dict.fromkeys(options.dtype or ["float32"]))
         self.rounds = options.rounds or (6 if options.quick else 25)
         self.is_asked = bool(options.workload or options.optimizer)
-        is_whole = not (self.is_asked or options.quick or options.dtype)
+        is_part = options.quick or options.cold or options.dtype or options.state_dtype
+        is_whole = not (self.is_asked or is_part)
         self.rows = [row for dtype in self.dtypes for row in self.rows_in(dtype)]
         if is_whole:
             elsewhere = [known[n] for n in ELSEWHERE]
@@ -104,7 +128,10 @@ class Plan:
         self.sweep = [*count_sweep(), *size_sweep()] if is_whole else []
 
     def rows_in(self, dtype: str) -> list[Row]:
-        """The steps of every workload, and of some with what surrounds them."""
+        """The steps of every workload, and of some with what surrounds them or out of memory."""
+        if self.options.cold:
+            names = self.options.optimizer or COLD_OPTIMIZERS
+            return [Row(o, w, COLD, dtype) for w in self.workloads for o in names]
         elsewhere = [self.known[n] for n in ELSEWHERE if not self.options.quick]
         chosen = [o for o in self.optimizers if self.is_asked or o in EVERYWHERE]
         rows = [
@@ -121,6 +148,8 @@ class Plan:
             averaged = [o for o in chosen if o in AVERAGED]
             rows += [Row(o, w, TRAINING, dtype) for w in trained for o in chosen]
             rows += [Row(o, w, AVERAGING, dtype) for w in trained for o in averaged]
+            cold = [self.known[n] for n in COLD_WORKLOADS if self.known[n] in self.workloads]
+            rows += [Row(o, w, COLD, dtype) for w in cold for o in chosen if o in COLD_OPTIMIZERS]
         return rows
 
     def run(self, progress: Progress, content: report.Content) -> None:
@@ -131,7 +160,7 @@ class Plan:
             result = measure(
                 row.optimizer, row.workload, self.rounds, self.options.threads,
                 self.options.device, row.view, row.dtype,
-                compiled=not self.options.quick,
+                compiled=not self.options.quick, state_dtype=self.options.state_dtype,
                 after_round=progress.after_round,
             )  # fmt: skip
             progress.end(result)
@@ -164,7 +193,7 @@ def run_accuracy(options: argparse.Namespace, content: report.Content, console: 
     quick = EVERYWHERE if options.quick and not options.workload else list(OPTIMIZERS)
     for optimizer in options.optimizer or quick:
         console.print(f"accuracy of {optimizer} after 100 steps")
-        rows = measure_accuracy(optimizer, options.device, not options.quick)
+        rows = measure_accuracy(optimizer, options.device, not options.quick, options.state_dtype)
         content.accuracy[optimizer] = rows
 
 
@@ -174,19 +203,41 @@ def run_busy(options: argparse.Namespace, content: report.Content, console: Cons
         content.busy += measure_busy(standard("cpu")[name], steps=500, threads=options.threads)
 
 
+def run_in_cache(options: argparse.Namespace, content: report.Content, console: Console) -> None:
+    optimizers, dtypes = options.optimizer or OPTIMIZERS, options.dtype or in_cache.DTYPES
+    rounds = options.rounds or in_cache.ROUNDS
+    passes: list[list[dict[str, Any]]] = []
+    for number in range(1, in_cache.PASSES + 1):
+        console.print(f"in the cache, pass {number} of {in_cache.PASSES}")
+        passes.append([])
+        for optimizer, dtype in itertools.product(optimizers, dtypes):
+            rows = in_cache.measure_in_cache(optimizer, dtype, options.state_dtype, rounds)
+            passes[-1] += rows
+        content.in_cache = in_cache.medians(passes)
+
+
 def write(options: argparse.Namespace, content: report.Content) -> None:
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
-    report.write_json(folder / ("busy.json" if content.busy else "steps.json"), content)
+    name = "busy" if options.busy else "in_cache" if options.in_cache else "steps"
+    report.write_json(folder / f"{name}.json", content)
     drawn: list[tuple[str, Callable[..., bool]]] = [
         ("ratios.png", plots.plot_ratios),
         ("training.png", plots.plot_training),
+        ("cold.png", plots.plot_cold),
         ("bandwidth.png", plots.plot_bandwidth),
         ("scaling.png", plots.plot_scaling),
     ]
     images = [folder / name for name, plot in drawn if plot(folder / name, content)]
     if options.report:
         options.report.write_text(page.render(content, images))
+
+
+def runs(options: argparse.Namespace) -> list[Callable[..., None]]:
+    """What a command measures, in turn."""
+    if options.busy or options.in_cache:
+        return [run_busy if options.busy else run_in_cache]
+    return [run_steps] if options.cold else [run_steps, run_accuracy]
 
 
 def main() -> None:
@@ -196,10 +247,11 @@ def main() -> None:
     options = parse_arguments()
     console = Console(stderr=True)
     torch.set_num_threads(options.threads)
-    content = report.Content(report.machine(options.threads, options.device))
+    threads = 1 if options.in_cache else options.threads
+    content = report.Content(report.machine(threads, options.device))
     interrupted = False
     try:
-        for run in [run_busy] if options.busy else [run_steps, run_accuracy]:
+        for run in runs(options):
             run(options, content, console)
     except KeyboardInterrupt:
         console.print("interrupted: what there is until now")

@@ -139,7 +139,8 @@ wait
 pack
 
 mapfile -t first < <(on_device equivalence accuracy amp)
-mapfile -t second < <(on_device step_options clip_grad state_dict)
+mapfile -t second < <(on_device step_options step_option_values clipping skipping zeroing averaging \
+  clip_grad state_dict)
 mapfile -t third < <(on_device bad_input layouts gradients groups drop_in torch_failures)
 tests on-device-1 90 "${first[@]}" "${parallel[@]}"
 tests on-device-2 90 "${second[@]}" "${parallel[@]}"

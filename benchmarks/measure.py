@@ -19,9 +19,18 @@ from benchmarks.peers import (
     bytes_moved,
     bytes_of,
     implementations,
+    name_of,
     wrong,
 )
-from benchmarks.training import AVERAGING, EXTRA_ACCESSES, STEP, in_one_call, in_torchs_calls
+from benchmarks.training import (
+    AVERAGING,
+    COLD,
+    EXTRA_ACCESSES,
+    STEP,
+    empty_caches,
+    in_one_call,
+    in_torchs_calls,
+)
 from benchmarks.workloads import Workload
 
 #: A block of steps is timed at once, so that the timer's own cost doesn't count.
@@ -45,6 +54,8 @@ class Result:
     bytes_per_element: int
     view: str = STEP
     dtype: str = "float32"
+    #: Of our states, where it is not the parameters'.
+    state_dtype: str | None = None
     samples: dict[str, list[float]] = field(default_factory=dict)
     #: On a GPU: until step() has returned, in seconds; on the CPU that is the step's time.
     host: dict[str, list[float]] = field(default_factory=dict)
@@ -58,7 +69,12 @@ class Result:
     @property
     def label(self) -> str:
         """The optimizer, and the dtype if it is not float32."""
-        return self.optimizer if self.dtype == "float32" else f"{self.optimizer}, {self.dtype}"
+        name = self.dtype_name
+        return self.optimizer if name == "float32" else f"{self.optimizer}, {name}"
+
+    @property
+    def dtype_name(self) -> str:
+        return name_of(self.dtype, self.state_dtype)
 
     def median(self, name: str) -> float:
         return statistics.median(self.samples[name])
@@ -170,6 +186,8 @@ def prepared(
         optimizer.step()
     if view == STEP:
         return Stepper(lambda: optimizer.step())
+    if view == COLD:
+        return Stepper(lambda: optimizer.step(), lambda: empty_caches(device))
     params = [p for group in groups for p in group["params"]]
     if implementation.name == OURS:
         train = in_one_call(optimizer, view)
@@ -189,10 +207,13 @@ def prepare_all(result: Result, workload: Workload, compiled: bool) -> dict[str,
     """A stepper for every implementation that works and that memory has room for."""
     steppers: dict[str, Stepper] = {}
     average = bytes_of(result.dtype) * (result.view == AVERAGING)
-    needed = workload.elements * (bytes_held(result.optimizer, result.dtype) + average)
+    held = max(bytes_held(result.optimizer, result.dtype, s) for s in (None, result.state_dtype))
+    needed = workload.elements * (held + average)
     # The roof's tensors, and what torch's own implementations allocate in a step.
     reserve = workload.elements * result.bytes_per_element + needed
-    for implementation in implementations(result.optimizer, result.device, compiled):
+    for implementation in implementations(
+        result.optimizer, result.device, compiled, result.state_dtype
+    ):
         name, limit = implementation.name, implementation.max_tensors
         if limit is not None and workload.tensors > limit:
             result.errors[name] = f"left out: its compilation takes minutes above {limit} tensors"
@@ -222,12 +243,13 @@ def measure(
     view: str = STEP,
     dtype: str = "float32",
     compiled: bool = True,
+    state_dtype: str | None = None,
     after_round: Callable[[], object] = lambda: None,
 ) -> Result:
     """Times every implementation, one block each a round, in an order that turns."""
-    moved = bytes_moved(optimizer, dtype) + EXTRA_ACCESSES[view] * bytes_of(dtype)
+    moved = bytes_moved(optimizer, dtype, state_dtype) + EXTRA_ACCESSES[view] * bytes_of(dtype)
     counts = (workload.tensors, workload.elements, moved)
-    result = Result(workload.name, optimizer, device, *counts, view=view, dtype=dtype)
+    result = Result(workload.name, optimizer, device, *counts, view, dtype, state_dtype)
     steppers = prepare_all(result, workload, compiled)
     if view == STEP:
         for name, stepper in steppers.items():
@@ -237,8 +259,10 @@ def measure(
         roof = roof_step(workload.elements, result.bytes_per_element, device)
         steppers[ROOFS[device]] = Stepper(roof)
     torch.set_num_threads(threads)
-    # On a GPU each step is timed by itself: the device is idle before, and done after.
-    blocks = {name: 1 if device == "cuda" else block_size(s) for name, s in steppers.items()}
+    # On a GPU each step is timed by itself: the device is idle before, and done after. And so is a
+    # step that finds nothing in the caches, which the one before it would have filled.
+    is_single = device == "cuda" or view == COLD
+    blocks = {name: 1 if is_single else block_size(s) for name, s in steppers.items()}
     result.samples = {name: [] for name in steppers}
     names = list(steppers)
     for number in range(rounds):

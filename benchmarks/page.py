@@ -14,7 +14,7 @@ STYLE = """
 body { font-family: system-ui, sans-serif; max-width: 1400px; margin: 2em auto; padding: 0 1em;
        color: #222; }
 figure { margin: 1.5em 0; overflow-x: auto; } img { max-width: 100%; border: 1px solid #ddd; }
-img[alt="ratios"], img[alt="training"] { max-width: none; width: 1800px; }
+img[alt="ratios"], img[alt="training"], img[alt="cold"] { max-width: none; width: 1800px; }
 pre { overflow-x: auto; font-size: 12px; line-height: 1.25; }
 h1 { margin-bottom: 0.2em; } .machine { color: #555; }
 """
@@ -24,6 +24,7 @@ CAPTIONS = {
     "over rounds in which all run in turn. Above the dashed line fused_optim is faster.",
     "training.png": "The same of a step with clipping, zeroing and averaging: inside the step, and "
     "in torch's functions around the others'.",
+    "cold.png": "The same of a step that finds nothing in the caches, as in training.",
     "bandwidth.png": "Where tensors are large, memory sets the pace: the share of what the "
     "machine's memory does in the same rounds.",
     "scaling.png": "A step over the number of tensors and over the size of one. Nothing can be "

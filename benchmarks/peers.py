@@ -17,6 +17,8 @@ FUSED = "torch fused"
 
 #: What parameters, gradients and states are made of.
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
+#: What our states alone can be made of, whatever the parameters are.
+STATE_DTYPES = ["float32", "bfloat16"]
 
 #: What a fused class is compared with as "torch": the class that it replaces, or for one that torch
 #: lacks, the one in PyTorch operations that it falls back to.
@@ -59,14 +61,24 @@ def bytes_of(dtype: str) -> int:
     return getattr(torch, dtype).itemsize
 
 
-def bytes_moved(optimizer: str, dtype: str) -> int:
-    """Bytes a step moves an element."""
-    return OPTIMIZERS[optimizer][2] * bytes_of(dtype)
+def name_of(dtype: str, state_dtype: str | None = None) -> str:
+    """What tables call a dtype of parameters and gradients, and another one of states."""
+    return dtype if state_dtype is None else f"{dtype}, states {state_dtype}"
 
 
-def bytes_held(optimizer: str, dtype: str) -> int:
+def states_of(optimizer: str) -> int:
+    """How many states of the parameter's shape it has."""
+    return (OPTIMIZERS[optimizer][2] - 3) // 2
+
+
+def bytes_moved(optimizer: str, dtype: str, state_dtype: str | None = None) -> int:
+    """Bytes a step moves an element: the gradient's once, all others twice."""
+    return 3 * bytes_of(dtype) + 2 * states_of(optimizer) * bytes_of(state_dtype or dtype)
+
+
+def bytes_held(optimizer: str, dtype: str, state_dtype: str | None = None) -> int:
     """Bytes an element that parameter, gradient and states take."""
-    return (OPTIMIZERS[optimizer][2] + 1) // 2 * bytes_of(dtype)
+    return 2 * bytes_of(dtype) + states_of(optimizer) * bytes_of(state_dtype or dtype)
 
 
 @dataclass(frozen=True)
@@ -163,18 +175,23 @@ def absent(device: str) -> list[str]:
     return [n for n, peer in PEERS.items() if device in peer.devices and not peer.is_installed]
 
 
-def implementations(optimizer: str, device: str, compiled: bool = True) -> Iterator[Implementation]:
+def implementations(
+    optimizer: str, device: str, compiled: bool = True, state_dtype: str | None = None
+) -> Iterator[Implementation]:
     """All implementations of an optimizer for this device that are installed here; on request
-    without those that torch.compile has to compile first."""
-    for implementation in _implementations(optimizer, device):
+    without those that torch.compile has to compile first, and ours with states of another dtype."""
+    for implementation in _implementations(optimizer, device, state_dtype):
         if compiled or implementation.max_tensors is None:
             yield implementation
 
 
-def _implementations(optimizer: str, device: str) -> Iterator[Implementation]:
+def _implementations(
+    optimizer: str, device: str, state_dtype: str | None
+) -> Iterator[Implementation]:
     name, options, _ = OPTIMIZERS[optimizer]
     fused_class, torch_class = getattr(fused_optim, name), PARENTS[name]
-    yield Implementation(OURS, lambda groups: fused_class(groups, **options))
+    own = {} if state_dtype is None else {"state_dtype": getattr(torch, state_dtype)}
+    yield Implementation(OURS, lambda groups: fused_class(groups, **options, **own))
     yield Implementation(FOR_LOOP, lambda g: torch_class(g, foreach=False, **options))
     yield Implementation("torch foreach", lambda g: torch_class(g, foreach=True, **options))
     if "fused" in torch_class([torch.zeros(1)]).defaults:

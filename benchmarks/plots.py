@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from benchmarks.measure import ROOFS, Result
 from benchmarks.peers import OURS
 from benchmarks.report import Content, describe
-from benchmarks.training import STEP, VIEWS
+from benchmarks.training import COLD, STEP, SURROUNDED
 
 #: One colour for each implementation in every plot.
 COLORS = {
@@ -47,7 +47,12 @@ def plot_ratios(path: pathlib.Path, content: Content) -> bool:
 
 def plot_training(path: pathlib.Path, content: Content) -> bool:
     """The same of a step with what surrounds it in training."""
-    return _plot_ratios(path, content, VIEWS[1:])
+    return _plot_ratios(path, content, SURROUNDED)
+
+
+def plot_cold(path: pathlib.Path, content: Content) -> bool:
+    """The same of a step that finds nothing in the caches."""
+    return _plot_ratios(path, content, [COLD])
 
 
 def _plot_ratios(path: pathlib.Path, content: Content, views: list[str]) -> bool:

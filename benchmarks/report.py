@@ -14,7 +14,7 @@ from rich.table import Table
 
 import fused_optim
 from benchmarks.measure import ROOFS, Result
-from benchmarks.peers import OURS
+from benchmarks.peers import OURS, name_of
 from benchmarks.training import STEP, VIEWS
 from fused_optim import _C
 
@@ -30,6 +30,7 @@ class Content:
     sweep: list[Result] = field(default_factory=list)
     accuracy: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     busy: list[dict[str, Any]] = field(default_factory=list)
+    in_cache: list[dict[str, Any]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
 
@@ -122,7 +123,7 @@ def step_table(results: list[Result], title: str) -> Table:
         _, low, high = r.quantiles(r.best_torch)
         share = "-" if r.roof_share is None else f"{r.roof_share:.0%}"
         table.add_row(
-            r.optimizer, r.workload, r.dtype, *cells, f"[bold]{r.ratio:.2f}[/bold]",
+            r.optimizer, r.workload, r.dtype_name, *cells, f"[bold]{r.ratio:.2f}[/bold]",
             f"{low:.2f}-{high:.2f}", f"{r.bandwidth / 1e9:.1f}", share,
         )  # fmt: skip
     return table
@@ -149,7 +150,7 @@ def cost_table(results: list[Result]) -> Table:
             if name in r.host:
                 parts.append(milliseconds(sorted(r.host[name])[len(r.host[name]) // 2]))
             cells.append(", ".join(parts))
-        table.add_row(r.optimizer, r.workload, r.dtype, str(r.bytes_per_element), *cells)
+        table.add_row(r.optimizer, r.workload, r.dtype_name, str(r.bytes_per_element), *cells)
     return table
 
 
@@ -186,6 +187,26 @@ def busy_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def in_cache_table(rows: list[dict[str, Any]]) -> Table:
+    """What the kernels of each instruction set take where memory doesn't set the pace."""
+    has_cycles = all(row["cycles"] is not None for row in rows)
+    title = "ns an element in the cache, one thread" + (" (cycles)" if has_cycles else "")
+    table = Table(title=title)
+    isas = list(dict.fromkeys(row["isa"] for row in rows))
+    for column in ("optimizer", "dtype"):
+        table.add_column(column, no_wrap=True)
+    for isa in isas:
+        table.add_column(isa, justify="right")
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        key = row["optimizer"], name_of(row["dtype"], row["state_dtype"])
+        text = f"{row['ns']:.3f}" + (f" ({row['cycles']:.2f})" if has_cycles else "")
+        cells.setdefault(key, {})[row["isa"]] = text
+    for key, by_isa in cells.items():
+        table.add_row(*key, *(by_isa.get(isa, "-") for isa in isas))
+    return table
+
+
 def remarks(content: Content) -> list[str]:
     """What was not measured or does not count, and why; a line each."""
     lines = []
@@ -216,6 +237,8 @@ def tables(content: Content) -> list[Table]:
         shown.append(accuracy_table(content.accuracy))
     if content.busy:
         shown.append(busy_table(content.busy))
+    if content.in_cache:
+        shown.append(in_cache_table(content.in_cache))
     return shown
 
 
@@ -235,5 +258,6 @@ def write_json(path: pathlib.Path, content: Content) -> None:
         "accuracy": content.accuracy,
         "absent": content.absent,
         "busy": content.busy,
+        "in_cache": content.in_cache,
     }
     path.write_text(json.dumps(data, indent=1) + "\n")

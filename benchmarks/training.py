@@ -1,5 +1,7 @@
-"""What surrounds a step in training: clipping before it, zeroing and averaging after it."""
+"""What surrounds a step in training: clipping before it, zeroing and averaging after it, and what
+forward and backward leave in the caches: nothing of the optimizer's."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +11,29 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 #: The views: the step alone; clipping, step and zero_grad; the same with an average.
 STEP, TRAINING, AVERAGING = "step", "clip + step + zero_grad", "clip + step + zero_grad + average"
-VIEWS = [STEP, TRAINING, AVERAGING]
+#: And the step alone, out of memory.
+COLD = "cold step"
+VIEWS = [STEP, TRAINING, AVERAGING, COLD]
 #: Their accesses to memory for an element besides the step's: the norm reads the gradient, zeroing
 #: writes it, averaging reads and writes the average.
-EXTRA_ACCESSES = {STEP: 0, TRAINING: 1 + 1, AVERAGING: 1 + 1 + 2}
+EXTRA_ACCESSES = {STEP: 0, TRAINING: 1 + 1, AVERAGING: 1 + 1 + 2, COLD: 0}
+#: The views whose functions around the step are torch's, or part of ours.
+SURROUNDED = [TRAINING, AVERAGING]
+
+#: What is written between cold steps: more than the last level of cache that a core or a GPU has.
+COLD_BYTES = 96_000_000
 
 MAX_NORM, DECAY = 1.0, 0.999
+
+
+@functools.cache
+def _elsewhere(device: str) -> torch.Tensor:
+    return torch.zeros(COLD_BYTES // 4, device=device)
+
+
+def empty_caches(device: str) -> None:
+    """Fills them with other memory. It is read, too: a write alone may go past the caches."""
+    _elsewhere(device).add_(1)
 
 
 def in_one_call(optimizer: Any, view: str) -> Callable[[], object]:

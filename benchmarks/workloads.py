@@ -55,6 +55,7 @@ def standard(device: str) -> dict[str, Workload]:
     workloads = {
         "100x64": Workload("100 x 64", [[(64,)] * 100]),
         "1000x1000": Workload("1000 x 1000", [[(1000,)] * 1000]),
+        "1000x1": Workload("1000 x 1", [[(1,)] * 1000]),
         "3000x3500": Workload("3000 x 3500", [[(3500,)] * 3000]),
         "465groups": many_groups(),
         "rf_detr": load(FILES / "rf_detr.json"),

@@ -1,4 +1,4 @@
-"""Hostile surroundings of a step: finalizers, signals, other threads."""
+"""Hostile surroundings of a step: finalizers, signals, other threads, values that run code."""
 
 import contextlib
 import gc
@@ -74,3 +74,42 @@ def poison(sizes):
     found out."""
     for size in sizes:
         torch.full((size,), 1e30)
+
+
+def drop_gradients(params):
+    for p in params:
+        p.grad = None
+    poison([max(p.numel(), 1) * 2 for p in params] * 3)
+
+
+class Number:
+    """A hyperparameter whose reading runs code."""
+
+    def __init__(self, value, function):
+        self.value, self.function = value, function
+
+    def __float__(self):
+        self.function()
+        return float(self.value)
+
+    def __rmul__(self, other):
+        return other * self.value
+
+    def __neg__(self):
+        return -self.value
+
+
+class EqualToAnything:
+    """A key of the same hash as another, whose comparison runs code once it is armed."""
+
+    function = staticmethod(lambda: None)
+
+    def __init__(self, other):
+        self.hash = hash(other)
+
+    def __hash__(self):
+        return self.hash
+
+    def __eq__(self, other):
+        self.function()
+        return False

@@ -1,41 +1,16 @@
-"""The benchmarks run, and measure what they say."""
+"""python -m benchmarks: what its commands print and write."""
 
 import copy
 import io
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
 import torch
+from benchmark_runs import ROOT, options_of, run
 
-ROOT = pathlib.Path(__file__).parents[1]
-pytest.importorskip("rich")
-pytest.importorskip("matplotlib")
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import (  # noqa: E402
-    accuracy,
-    command_line,
-    compare,
-    measure,
-    memory,
-    peers,
-    training,
-    workloads,
-)
-from benchmarks.busy import measure_busy  # noqa: E402
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-    )
+from benchmarks import command_line, compare, measure, peers, training
 
 
 @pytest.fixture(scope="module")
@@ -124,107 +99,6 @@ def test_the_page_is_self_contained(tiny_run):
     assert "<script" not in page and "http" not in page.replace("data:image", "")
 
 
-def test_sweeps_and_training_view_and_plots(tmp_path):
-    from benchmarks import plots, report
-
-    content = report.Content(report.machine(1))
-    small = [*workloads.count_sweep(3), *workloads.size_sweep(8)]
-    content.sweep = [measure.measure("Adam", w, 3, 1, compiled=False) for w in small]
-    assert [r.tensors for r in content.sweep] == [1, 3, 1, 1]
-    assert [r.elements for r in content.sweep] == [1000, 3000, 64, 256]
-    assert plots.plot_scaling(tmp_path / "scaling.png", content)
-    assert not plots.plot_bandwidth(tmp_path / "bandwidth.png", content)
-    for view, bytes_ in ((training.TRAINING, 20 + 8), (training.AVERAGING, 20 + 16)):
-        trained = measure.measure("SGD+momentum", small[1], 3, 1, view=view, compiled=False)
-        assert trained.ratio > 0 and not trained.calls
-        assert trained.bytes_per_element == bytes_
-        content.results.append(trained)
-    assert plots.plot_training(tmp_path / "training.png", content)
-    assert not plots.plot_ratios(tmp_path / "ratios.png", content)
-
-
-@pytest.mark.parametrize("view", training.VIEWS[1:])
-def test_training_views_do_the_same_in_one_call_and_in_torchs(view):
-    workload = workloads.Workload("w", [[(300,)], [(40, 2)]])
-    built = {}
-    for name in (peers.OURS, "torch fused"):
-        (implementation,) = (i for i in peers.implementations("AdamW", "cpu") if i.name == name)
-
-        def build(groups, implementation=implementation, name=name):
-            built[name] = (groups, implementation.build(groups))
-            return built[name][1]
-
-        stepper = measure.prepared(peers.Implementation(name, build), workload, "cpu", view)
-        for _ in range(2):
-            stepper.restore()
-            params = [p for group in built[name][0] for p in group["params"]]
-            assert all((p.grad == 0.01).all() for p in params)
-            stepper.step()
-            assert not any(p.grad.any() for p in params)
-    (ours, optimizer), (theirs, _) = built.values()
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a["params"], b["params"])
-    assert optimizer.grad_norm.item() == pytest.approx(0.01 * 380**0.5)
-    has_average = view == training.AVERAGING
-    assert all(("ema" in state) == has_average for state in optimizer.state.values())
-
-
-def test_shapes_of_a_users_model(tmp_path):
-    script = tmp_path / "model.py"
-    script.write_text(
-        "import torch\n"
-        "def net(): return torch.nn.Linear(3, 2)\n"
-        "def optimizer():\n"
-        "    layer = net()\n"
-        "    return torch.optim.SGD([{'params': [layer.weight]}, {'params': [layer.bias]}], lr=1)\n"
-    )
-    for function, groups in (("net", [[(2, 3), (2,)]]), ("optimizer", [[(2, 3)], [(2,)]])):
-        written = tmp_path / f"{function}.json"
-        result = run("shapes", f"{script}:{function}", "--output", str(written))
-        assert result.returncode == 0, result.stderr
-        assert workloads.load(written) == workloads.Workload(function, groups)
-    assert run("shapes", str(script)).returncode == 2
-
-
-@pytest.mark.parametrize("dtype", peers.DTYPES)
-def test_bytes_follow_the_dtype(dtype):
-    size = peers.bytes_of(dtype)
-    assert size == getattr(torch, dtype).itemsize
-    assert peers.bytes_moved("Adam", dtype) == 7 * size
-    assert peers.bytes_moved("SGD+momentum", dtype) == 5 * size
-    assert peers.bytes_moved("NAdam", dtype) == 7 * size  # mu_product is one element
-    assert peers.bytes_held("Adam", dtype) == 4 * size
-    workload = workloads.Workload("w", [[(300,)], [(40, 2)]])
-    for group in measure.make_groups(workload, "cpu", dtype):
-        for p in group["params"]:
-            assert p.dtype == p.grad.dtype == getattr(torch, dtype) and p.grad.any()
-    result = measure.measure("Adam", workload, 2, 1, dtype=dtype, compiled=False)
-    assert (result.dtype, result.bytes_per_element) == (dtype, 7 * size)
-    trained = measure.measure("Adam", workload, 2, 1, "cpu", training.AVERAGING, dtype, False)
-    assert trained.bytes_per_element == 11 * size
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rows_without_a_gradient_have_no_moments_either(dtype):
-    embedding = workloads.standard("cpu")["embedding"]
-    assert (embedding.elements, embedding.nonzero_rows) == (30_522 * 768, 0.1)
-    small = workloads.Workload("w", [[(1000, 8)]], nonzero_rows=0.1)
-    for implementation in peers.implementations("Adam", "cpu", compiled=False):
-        groups = measure.make_groups(small, "cpu", dtype)
-        (param,) = groups[0]["params"]
-        optimizer = implementation.build(groups)
-        for _ in range(3):
-            optimizer.step()
-        zero = (param.grad == 0).all(dim=1)
-        assert 850 < zero.sum() < 950 and param.grad[~zero].any(dim=1).all()
-        assert not zero[:850].all() and not zero[-850:].all()
-        for name in ("exp_avg", "exp_avg_sq"):
-            moment = optimizer.state[param][name]
-            assert not moment[zero].any() and moment[~zero].any(dim=1).all()
-    (dense,) = measure.make_groups(workloads.Workload("w", [[(1000, 8)]]), "cpu")
-    assert (dense["params"][0].grad != 0).any(dim=1).all()
-
-
 def test_dtypes_are_told_apart_in_tables_json_and_comparisons(tmp_path):
     result = run(
         "--quick", "--workload", "100x64", "--optimizer", "SGD+momentum", "--rounds", "3",
@@ -243,32 +117,6 @@ def test_dtypes_are_told_apart_in_tables_json_and_comparisons(tmp_path):
     old["steps"] = [row for row in old["steps"] if row.pop("dtype") == "float32"]
     (change,) = compare.changes(old, content)
     assert change.key == ("SGD+momentum", "100 x 64", "float32", training.STEP)
-
-
-def options_of(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
-    return command_line.parse_arguments()
-
-
-def test_half_types_are_a_small_part_of_a_whole_run(monkeypatch):
-    plan = command_line.Plan(options_of(monkeypatch))
-    halves = [row for row in plan.rows if row.dtype != "float32"]
-    assert {row.dtype for row in halves} == {"bfloat16", "float16"}
-    assert {"Adam", "AdamW", "SGD+momentum"} == {row.optimizer for row in halves}
-    whole = len(plan.rows) + len(plan.sweep)
-    assert len(halves) <= (whole - len(halves)) / 4
-    assert all(
-        r.dtype == "float32" for r in command_line.Plan(options_of(monkeypatch, "--quick")).rows
-    )
-    asked = command_line.Plan(options_of(monkeypatch, "--dtype", "float16"))
-    assert asked.rows and {row.dtype for row in asked.rows} == {"float16"} and not asked.sweep
-
-
-def test_low_rank_adapters_are_measured_with_what_surrounds_their_step(monkeypatch):
-    for arguments, views in (([], training.VIEWS), (["--quick"], [training.TRAINING])):
-        rows = command_line.Plan(options_of(monkeypatch, *arguments)).rows
-        adapters = [r for r in rows if r.workload.name == "LoRA 360M" and r.optimizer == "AdamW"]
-        assert [r.view for r in adapters] == views
 
 
 def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path, capsys):
@@ -291,26 +139,6 @@ def test_an_interrupted_run_writes_what_it_has(monkeypatch, tmp_path, capsys):
     assert [row["optimizer"] for row in content["steps"]] == ["Adam"]
     printed = capsys.readouterr()
     assert "Adam" in printed.out and "[1/3, " in printed.err and "[2/3, " not in printed.err
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_step_that_leaves_elements_out_is_not_the_best_of_torchs(dtype):
-    """What torch's fused SGD does to half types decides, in the torch that is installed."""
-    from benchmarks import report
-
-    param = torch.ones(1024, dtype=getattr(torch, dtype), requires_grad=True)
-    param.grad = torch.ones_like(param)
-    torch.optim.SGD([param], lr=0.5, fused=True).step()
-    is_wrong = bool((param == 1).any())
-    small = workloads.Workload("w", [[(64,)]])
-    result = measure.measure("SGD+momentum", small, 2, 1, dtype=dtype, compiled=False)
-    assert ("torch fused" in result.wrong) == is_wrong
-    result.samples["torch fused"] = [1e-9, 1e-9]  # by far the fastest
-    assert (result.best_torch == "torch fused") != is_wrong
-    assert ("WRONG" in report.time_cell(result, "torch fused")) == is_wrong
-    lines = report.remarks(report.Content({}, [result]))
-    assert any("leaves elements unchanged" in line for line in lines) == is_wrong
-    assert not measure.measure("Adam", small, 2, 1, dtype=dtype, compiled=False).wrong
 
 
 def test_compare_finds_a_regression_and_not_noise(tiny_run, tmp_path):
@@ -350,109 +178,3 @@ def test_noise_alone_is_no_change():
     contents = [{"steps": [{**row, "samples": samples}]} for samples in (noisy, other)]
     (change,) = compare.changes(*contents)
     assert change.factor > 1.05 and not change.is_beyond_noise
-
-
-def test_a_wrong_optimizer_is_flagged(monkeypatch):
-    """A relative error of 1e-5 in the update."""
-
-    class Wrong(torch.optim.Adam):
-        def step(self, closure=None):
-            super().step()
-            for group in self.param_groups:
-                for p in group["params"]:
-                    p.data.mul_(1 + 1e-5)
-
-    options = peers.OPTIMIZERS["Adam"][1]
-    real = peers.implementations
-
-    def planted(*arguments):
-        yield from real(*arguments)
-        yield peers.Implementation("wrong", lambda groups: Wrong(groups, **options))
-        yield peers.Implementation("broken", lambda groups: 1 / 0)
-
-    monkeypatch.setattr(accuracy, "implementations", planted)
-    rows = accuracy.measure_accuracy("Adam", "cpu", compiled=False)
-    assert rows["wrong"]["wrong"]
-    assert "ZeroDivisionError" in rows["broken"]["failed"]
-    assert not any(row["wrong"] for name, row in rows.items() if name != "wrong")
-
-
-def test_a_failing_peer_does_not_end_the_run(monkeypatch):
-    real = peers.implementations
-
-    def planted(*arguments):
-        yield from real(*arguments)
-        yield peers.Implementation("broken", lambda groups: 1 / 0)
-
-    monkeypatch.setattr(measure, "implementations", planted)
-    workload = workloads.Workload("w", [[(3,)]])
-    result = measure.measure("Adam", workload, 2, 1, compiled=False)
-    assert "ZeroDivisionError" in result.errors["broken"] and "broken" not in result.samples
-
-
-def test_profiled_memory_and_operators():
-    def step():
-        first = torch.ones(1000)
-        second = first * 2
-        del first
-        return second * 3
-
-    step()
-    peak, calls = memory.profiled(step, "cpu")
-    assert 8000 <= peak < 8100 and calls >= 3  # and a few bytes for the numbers
-
-
-def test_shapes_are_those_of_the_models():
-    standard = workloads.standard("cpu")
-    assert (standard["resnet50"].tensors, standard["resnet50"].elements) == (161, 25_557_032)
-    assert (standard["gpt2"].tensors, standard["gpt2"].elements) == (148, 124_439_808)
-    assert len(standard["465groups"].groups) == standard["465groups"].tensors == 465
-    assert len(standard["rf_detr"].groups) == standard["rf_detr"].tensors == 499
-    assert (standard["vit_b_16"].tensors, standard["vit_b_16"].elements) == (152, 86_567_656)
-    assert standard["gaussians"].elements == 59_000_000 and len(standard["gaussians"].groups) == 6
-    for name, elements in (("lora_7b", 19_988_480), ("lora_360m", 4_341_760)):
-        adapters = standard[name]
-        assert (adapters.tensors, adapters.elements) == (32 * 7 * 2, elements)
-        assert all(min(shape) == 8 for shape in adapters.groups[0])
-    llama = workloads.standard("cuda")["llama_3_2_1b"]
-    assert (llama.tensors, llama.elements) == (146, 1_235_814_400)
-    for path in workloads.FILES.glob("*.json"):
-        assert json.loads(path.read_text())["source"]
-
-
-def test_every_fused_optimizer_is_measured():
-    from twins import FUSED
-
-    assert {name for name, _, _ in peers.OPTIMIZERS.values()} == {c.__name__ for c in FUSED}
-
-
-def test_our_steps_run_on_the_kernels():
-    for optimizer in peers.OPTIMIZERS:
-        for implementation in peers.implementations(optimizer, "cpu", compiled=False):
-            built = implementation.build(
-                measure.make_groups(workloads.Workload("w", [[(3,)], [(4, 2)]]), "cpu")
-            )
-            built.step()
-            if implementation.name == peers.OURS:
-                assert built.fallback_reason is None
-            else:
-                assert not hasattr(built, "_rule")
-
-
-def test_ratio_is_ours_over_the_best_of_torchs():
-    result = measure.Result("w", "Adam", "cpu", 1, 1, 28)
-    result.samples = {
-        peers.OURS: [1.0, 2.0, 3.0],
-        "torch fused": [2.0, 4.0, 6.0],
-        "torch foreach": [10.0, 10.0, 10.0],
-        measure.ROOFS["cpu"]: [0.5, 1.0, 1.5],
-    }
-    assert result.best_torch == "torch fused"
-    assert result.ratio == 0.5
-    assert result.roof_share == 2.0**-1
-
-
-def test_busy_rows():
-    rows = measure_busy(workloads.Workload("w", [[(8,)]]), steps=30, threads=1)
-    assert [row["busy"] for row in rows] == [0, 0, 1, 1, 2, 2]
-    assert all(0 < row["median"] <= row["p95"] <= row["max"] for row in rows)

@@ -68,6 +68,11 @@ def case_id(case):
     return cls.__name__ + "".join(f"-{k}={v}" for k, v in options.items())
 
 
+def all_options(cls):
+    """The last case of a class has all of its states."""
+    return next(options for c, options in reversed(CASES) if c is cls)
+
+
 def on_cuda():
     """Whether the test runs on the default device that tests/cuda sets."""
     return torch.get_default_device().type == "cuda"

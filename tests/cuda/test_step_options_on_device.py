@@ -1,4 +1,4 @@
-"""What surrounds a step, on the GPU: the CPU's tests with another default device."""
+"""Step options together, on the GPU: the CPU's tests with another default device."""
 
 from on_device import marks as pytestmark  # noqa: F401
 from test_step_options import *  # noqa: F403
