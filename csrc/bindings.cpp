@@ -1,7 +1,9 @@
 // The Python module fused_optim._C: the only file that Python calls.
 #include "bindings.h"
 
+#include <ATen/record_function.h>
 #include <c10/core/TensorImpl.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -262,6 +264,9 @@ PYBIND11_MODULE(_C, m) {
              self.cast<ExchangeContext&>().enter(self.attr("find_pairs"));
            })
       .def("__exit__", [](ExchangeContext& context, const py::args&) { context.exit(); });
+  // Profilers of this thread or of all, execution traces; modes get a range as an operation.
+  m.def("has_profiler_callbacks",
+        [] { return at::hasCallbacks() || c10::impl::TorchDispatchModeTLS::any_modes_set(); });
   m.def("set_grads", &set_grads, py::arg("params"), py::arg("grads"));
   m.def("rules", &rules);
   m.def("states", &states, py::arg("rule"));

@@ -8,6 +8,8 @@ class StepOptions:
     skip_nonfinite: bool
     zero_grads: bool
     ema_decay: float | None
+    ema_dtype: torch.dtype | None
+    state_dtype: torch.dtype | dict[str, torch.dtype] | None
     grad_norm: torch.Tensor | None
     skipped_steps: torch.Tensor | None
     @property
@@ -64,6 +66,7 @@ def grad_norm(gradients: list[torch.Tensor], norm_type: float) -> torch.Tensor |
 def clip_grads(
     gradients: list[torch.Tensor], norm: torch.Tensor, max_norm: float
 ) -> str | None: ...
+def has_profiler_callbacks() -> bool: ...
 def set_grads(params: list[torch.Tensor], grads: list[torch.Tensor | None]) -> None: ...
 def clip_on_host(
     gradients: list[torch.Tensor], norm_type: float, max_norm: float, blocks: int

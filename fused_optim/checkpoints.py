@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fused_optim import _C
+from fused_optim.state_dtype import dtype_after_loading
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["keep_dtype_of_scalar_states", "last_load_hook"]
+__all__ = ["keep_saved_dtypes", "last_load_hook"]
 
 
 @contextlib.contextmanager
@@ -30,18 +31,44 @@ def last_load_hook(optimizer: "FusedOptimizer") -> Iterator[list[dict[str, Any]]
         hook.remove()
 
 
-def keep_dtype_of_scalar_states(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> None:
-    """Gives states of one element, just loaded, the dtype that they were saved in."""
+def keep_saved_dtypes(
+    optimizer: "FusedOptimizer", state_dict: dict[str, Any], takes_kernels: bool
+) -> None:
+    """Gives states, just loaded, the dtype that they were saved in or that is asked for, one after the
+    other. torch has given them their parameter's.
+
+    Args:
+        state_dict (dict): what was loaded.
+        takes_kernels (bool): whether steps run on the kernels; torch's own needs the parameter's
+            dtype but for states of one element.
+    """
     saved_ids = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
-    params = itertools.chain(*(group["params"] for group in optimizer.param_groups))
-    for (saved_id, param), name in itertools.product(
-        zip(saved_ids, params, strict=False), _C.scalar_states(optimizer._rule)
-    ):
-        saved = state_dict["state"].get(saved_id, {}).get(name)
-        loaded = optimizer.state.get(param, {}).get(name)
-        if not isinstance(saved, torch.Tensor) or not isinstance(loaded, torch.Tensor):
-            continue
-        if not saved.is_floating_point() or saved.is_meta or saved.dtype == loaded.dtype:
-            continue
-        if torch.equal(saved.to(loaded), loaded):  # not replaced by a hook
-            optimizer.state[param][name] = saved.to(loaded.device, copy=True)
+    for (group, param), saved_id in zip(_groups_of_params(optimizer), saved_ids, strict=False):
+        saved = state_dict["state"].get(saved_id, {})
+        loaded = optimizer.state.get(param, {})
+        for name in saved.keys() & loaded.keys() if isinstance(saved, dict) else ():
+            before, now = saved[name], loaded[name]
+            if not isinstance(before, torch.Tensor) or not isinstance(now, torch.Tensor):
+                continue
+            if not before.is_floating_point() or before.is_meta:
+                continue
+            if name in _C.scalar_states(optimizer._rule):
+                dtype = before.dtype
+            elif takes_kernels:
+                dtype = dtype_after_loading(optimizer, group, param, name, before) or now.dtype
+            else:
+                continue
+            if dtype != now.dtype and _are_same(before.to(now), now):  # not replaced by a hook
+                loaded[name] = before.to(now.device, dtype, copy=True)
+
+
+def _groups_of_params(
+    optimizer: "FusedOptimizer",
+) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            yield group, param
+
+
+def _are_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())

@@ -15,11 +15,17 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fused_optim._extension import RULES
 from fused_optim.averages import EmaParameters
-from fused_optim.checkpoints import keep_dtype_of_scalar_states, last_load_hook
+from fused_optim.checkpoints import keep_saved_dtypes, last_load_hook
 from fused_optim.fallback import COMPILED
 from fused_optim.own_state import OwnState, OwnStateOf
 from fused_optim.shards import constructed_by, refuse_for_a_shard
 from fused_optim.step_hooks import hook_step_of, with_hooks
+from fused_optim.state_dtype import (
+    StateDtypeOption,
+    check_state_dtype,
+    dtype_or_none,
+    keep_own_state_dtypes,
+)
 from fused_optim.step_options import (
     StepOption,
     at_least_0,
@@ -28,7 +34,7 @@ from fused_optim.step_options import (
     set_options,
     yes_or_no,
 )
-from fused_optim.stepping import step
+from fused_optim.stepping import general_fallback, step
 from fused_optim.torch_class import constructor_like, unhooked
 
 __all__ = ["FusedOptimizer", "Optimizer", "ParamsT"]
@@ -53,9 +59,9 @@ class FusedOptimizer(_Base):
     are not dense in memory, ``differentiable=True``) goes through the torch class's own step,
     as does all of an optimizer constructed with ``fused=False`` or ``foreach=True``.
 
-    Each fused optimizer takes four keyword arguments beyond its torch class's. They combine with
+    Each fused optimizer takes six keyword arguments beyond its torch class's. They combine with
     each other, with AMP and with CUDA graphs, hold for all groups and devices, and are attributes
-    that may be changed between steps. They are not in ``param_groups``: checkpoints stay torch's.
+    that may be changed between steps. They are not in ``defaults``: checkpoints stay torch's.
 
     Args:
         max_grad_norm (float, at least 0): clips the gradients by their 2-norm over all groups,
@@ -73,9 +79,18 @@ class FusedOptimizer(_Base):
 
             .. math:: \bar\theta_t \leftarrow d \, \bar\theta_{t-1} + (1 - d) \, \theta_t
 
-            of its shape and dtype, which begins as the parameter after the first step: equal to
+            of its shape, which begins as the parameter after the first step: equal to
             :class:`torch.optim.swa_utils.AveragedModel` with ``get_ema_multi_avg_fn(d)``, updated
             after each step that is not skipped (default: None). See :meth:`ema_parameters`.
+        ema_dtype (torch.float32 or torch.bfloat16): of the averages (default: None, the dtype of
+            the parameter). Averages of bfloat16 parameters want float32: a step moves them by less
+            than bfloat16 can tell.
+        state_dtype (torch.float32, torch.bfloat16, or a dict of these by name of a state): the
+            dtype of states of the parameter's shape, also a key of a group (default: None, the
+            parameter's for new states, and what exists or is loaded stays as it is). float32 for
+            bfloat16 or float16 parameters: moments keep 24 bits. bfloat16 for float32 parameters:
+            AdamW moves 20 bytes an element instead of 28. All is computed in float32 and rounded
+            to nearest once, when it is stored. Assigned later, the next step converts what is there.
 
     Raises:
         ValueError: for arguments out of range or NaN.
@@ -94,6 +109,8 @@ class FusedOptimizer(_Base):
     skip_nonfinite = StepOption(yes_or_no)
     zero_grads = StepOption(yes_or_no)
     ema_decay = StepOption(between_0_and_1)
+    ema_dtype = StepOption(dtype_or_none)
+    state_dtype = StateDtypeOption()
 
     def __init__(
         self,
@@ -102,6 +119,8 @@ class FusedOptimizer(_Base):
         skip_nonfinite: bool = False,
         zero_grads: bool = False,
         ema_decay: float | None = None,
+        ema_dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
         **kwargs: Any,
     ) -> None:
         self.__dict__["_fused"] = OwnState()
@@ -115,6 +134,10 @@ class FusedOptimizer(_Base):
             self.zero_grads = zero_grads
         if ema_decay is not None:
             self.ema_decay = ema_decay
+        if ema_dtype is not None:
+            self.ema_dtype = ema_dtype
+        if state_dtype is not None:
+            self.state_dtype = state_dtype
         super().__init__(*args, **kwargs)
 
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
@@ -241,6 +264,9 @@ class FusedOptimizer(_Base):
         """
         if isinstance(param_group, dict):
             remove_step_options(param_group, self, f"group {len(self.param_groups)}")
+            if "state_dtype" in param_group:
+                dtypes = check_state_dtype(self._rule, param_group["state_dtype"])
+                param_group["state_dtype"] = dtypes
         super().add_param_group(param_group)
 
     def __repr__(self) -> str:
@@ -256,24 +282,26 @@ class FusedOptimizer(_Base):
         if "defaults" not in state:  # load_state_dict, after its hooks; else a copy or a pickle
             for number, group in enumerate(state["param_groups"]):
                 remove_step_options(group, self, f"group {number} of the state dict")
+            keep_own_state_dtypes(self.param_groups, state["param_groups"])
         super().__setstate__({k: v for k, v in state.items() if k != "_step_options"})
         if "_step_options" in state:
             self._fused.restore(state["_step_options"])
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads the optimizer's state, as torch does but for one dtype.
+        """Loads the optimizer's state, as torch does but for dtypes.
 
         Step options are this optimizer's own: none is loaded, and groups that hold any, as those
         of ZeroRedundancyOptimizer do, must have the same.
 
-        States of one element, such as NAdam's ``mu_product``, keep the dtype that they were saved
-        in. torch gives them the parameter's: with bfloat16 parameters, a run that is continued
-        would go on with 8 bits of them.
+        torch gives every state the dtype of its parameter: with bfloat16 parameters, a run that is
+        continued would go on with 8 bits of float32 states. Here states keep the dtype that they
+        were saved in, or get the one that this optimizer's ``state_dtype`` or ``ema_dtype`` asks
+        for. (Double stays what torch makes of it.) Neither keyword is loaded, nor a group's.
 
         Args:
             state_dict (dict): what :meth:`state_dict` returned, here or in torch.
         """
         with last_load_hook(self) as loaded:
             super().load_state_dict(state_dict)
-        keep_dtype_of_scalar_states(self, loaded[-1])
+        keep_saved_dtypes(self, loaded[-1], takes_kernels=general_fallback(self) is None)

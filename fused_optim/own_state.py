@@ -7,8 +7,8 @@ from fused_optim.step_options import STEP_OPTIONS
 
 __all__ = ["OwnState", "OwnStateOf"]
 
-#: What steps find, beside the options.
-_FOUND = ("grad_norm", "skipped_steps")
+#: Options, and what steps find.
+_SAVED = (*STEP_OPTIONS, "state_dtype", "grad_norm", "skipped_steps")
 
 
 class OwnState:
@@ -38,7 +38,7 @@ class OwnState:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or pickle keeps: options, findings, whose share."""
-        options = {name: getattr(self.options, name) for name in (*STEP_OPTIONS, *_FOUND)}
+        options = {name: getattr(self.options, name) for name in _SAVED}
         return {**options, "sharded_by": self.sharded_by}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ a small fused step, whether or not anybody looks. The one here asks first. Where
 to do it calls torch's wrapper, so that hooks and ranges are those of the torch that is installed.
 """
 
-import ctypes
 import functools
 import itertools
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch.autograd import profiler
 from torch.optim import Optimizer
 from torch.optim import optimizer as torchs_module
 
+from fused_optim import _C
 from fused_optim.torch_class import unhooked
 
 if TYPE_CHECKING:
@@ -30,22 +30,6 @@ StepT = TypeVar("StepT", bound=Callable[..., Any])
 _TORCHS_CODE = Optimizer.profile_hook_step(lambda: None).__code__
 
 
-def _find_has_callbacks() -> Callable[[], bool]:
-    """at::hasCallbacks of torch's C++ library: whether anything records in this thread or in all.
-
-    torch.autograd._profiler_enabled() knows only the profiler that this thread has started, not
-    execution traces nor a profiler of all threads.
-    """
-    try:
-        has_callbacks = ctypes.PyDLL(torch._C.__file__)._ZN2at12hasCallbacksEv
-    except (OSError, AttributeError):  # another compiler's name for it
-        return lambda: True
-    has_callbacks.restype = ctypes.c_bool
-    return cast(Callable[[], bool], has_callbacks)
-
-
-_has_callbacks = _find_has_callbacks()
-_number_of_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 is_compiling = torch.compiler.is_compiling
 _profilers_globals = vars(profiler)
 
@@ -53,8 +37,7 @@ _profilers_globals = vars(profiler)
 def _is_observed() -> bool:
     """Whether anybody would see the range of this step."""
     return (
-        _has_callbacks()
-        or _number_of_modes() > 0  # who get it as an operation
+        _C.has_profiler_callbacks()
         # Told from Python, by torch 2.14 and later.
         or _profilers_globals.get("_active_cupti_profiler_observer") is not None
     )

@@ -26,6 +26,7 @@ STEP_OPTIONS: dict[str, Any] = {
     "skip_nonfinite": False,
     "zero_grads": False,
     "ema_decay": None,
+    "ema_dtype": None,
 }
 
 #: Those that must see all gradients, not one rank's share of them.
@@ -62,8 +63,9 @@ class StepOption:
 
 def set_options(options: _C.StepOptions) -> dict[str, Any]:
     """The options that ask for something, with their values."""
-    values = {name: getattr(options, name) for name in STEP_OPTIONS}
-    return {name: value for name, value in values.items() if value != STEP_OPTIONS[name]}
+    asked_for_nothing = {**STEP_OPTIONS, "state_dtype": None}
+    values = {name: getattr(options, name) for name in asked_for_nothing}
+    return {name: value for name, value in values.items() if value != asked_for_nothing[name]}
 
 
 def remove_step_options(group: dict[str, Any], optimizer: "FusedOptimizer", what: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fused_optim import _C
+from fused_optim.state_dtype import states_for_torch
 from fused_optim.torch_checks import check_for_torch
 
 if TYPE_CHECKING:
@@ -36,13 +37,14 @@ def torch_step(optimizer: "FusedOptimizer", default_implementation: bool) -> Non
     if optimizer.defaults.get("fused") and any(p.is_meta for p in params):
         default_implementation = False  # which is an error, in torch's words
     reset_flags = ("foreach", "fused") if default_implementation else ()
-    check_for_torch(optimizer, reset_flags)
-    is_done, grads = _decide(optimizer, params, options)
-    if is_done:
-        joining = _values_of_joining(optimizer, params) if options.ema_decay is not None else {}
-        _step_on(grads, optimizer, params, reset_flags)
-        if options.ema_decay is not None:
-            _average(optimizer, params, joining, 1 - options.ema_decay)
+    with states_for_torch(optimizer):
+        check_for_torch(optimizer, reset_flags)
+        is_done, grads = _decide(optimizer, params, options)
+        if is_done:
+            joining = _values_of_joining(optimizer, params) if options.ema_decay is not None else {}
+            _step_on(grads, optimizer, params, reset_flags)
+            if options.ema_decay is not None:
+                _average(optimizer, params, joining, 1 - options.ema_decay)
     if options.zero_grads:
         Optimizer.zero_grad(optimizer, set_to_none=False)
 
@@ -138,6 +140,15 @@ def _values_of_joining(optimizer: Optimizer, params: list[Tensor]) -> dict[Tenso
     return {p: p.detach().clone() for p in joining}
 
 
+def _move(average: Tensor, param: Tensor, weight: float) -> None:
+    """Of two dtypes in the wider one, rounded once."""
+    if average.dtype == param.dtype:
+        average.lerp_(param, weight)
+        return
+    wide = functools.reduce(torch.promote_types, (average.dtype, param.dtype, torch.float32))
+    average.copy_(average.to(wide).lerp_(param.to(wide), weight))
+
+
 @torch.no_grad()
 def _average(
     optimizer: Optimizer, params: list[Tensor], joining: dict[Tensor, Tensor], weight: float
@@ -147,7 +158,7 @@ def _average(
         state = optimizer.state.get(p, {})
         average = state.get("ema", joining.get(p))
         if average is not None:
-            average.lerp_(p, weight)
+            _move(average, p, weight)
         elif p.grad is not None:
             average = p.detach().clone()
         if average is not None:

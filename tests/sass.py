@@ -78,7 +78,8 @@ class Kernel(NamedTuple):
 
 
 ARGUMENTS = re.compile(
-    r"step_kernel_ofINS_\d+([A-Za-z]+)ELj(\d+)E(?:NS_\d+)?([a-z]+\d*)E?NS\d*_7TableOfILi(\d+)E"
+    r"step_kernel_ofINS_\d+([A-Za-z]+)ELj(\d+)E"
+    r"(?:NS\d*_)?(5Mixed)?I?\d*([a-z]+\d*)E*NS\d*_7TableOfILi(\d+)E"
 )
 DTYPES = {"f": "float32", "d": "float64"}
 
@@ -87,8 +88,9 @@ def short_name(arch, mangled):
     match = ARGUMENTS.search(mangled)
     if not match:
         return f"{arch} {mangled}"
-    rule, variant, dtype, words = match.groups()
-    return f"{arch} {rule} {variant} {DTYPES.get(dtype, dtype)} {words}"
+    rule, states, mixed, dtype, words = match.groups()
+    dtype = ("mixed-" if mixed else "") + DTYPES.get(dtype, dtype)
+    return f"{arch} {rule} {states} {dtype} {words}"
 
 
 @functools.cache

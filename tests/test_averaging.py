@@ -113,7 +113,7 @@ def test_checkpoints_are_torchs(case, path):
     ("make", "message"),
     [
         (lambda: torch.zeros(5), "has shape"),
-        (lambda: torch.zeros(4, dtype=torch.float16), "has dtype"),
+        (lambda: torch.zeros(4, dtype=torch.float64), "has dtype"),
         (lambda: torch.zeros(4, device="meta"), "is on meta"),
         (lambda: "text", "is no tensor"),
     ],

@@ -157,7 +157,7 @@ def test_gradient_that_no_longer_fits(optimizer_class):
     """`p.data` replaced by another shape or dtype after backward."""
     for replacement, word in (
         (torch.zeros(7), "shape"),
-        (torch.zeros(4, 6, dtype=torch.float64), "dtype"),
+        (torch.zeros(4, 6, dtype=torch.complex64), "dtype"),
     ):
         param = Parameter(torch.zeros(4, 6))
         other = Parameter(torch.zeros(3))
@@ -220,7 +220,7 @@ def test_errors_name_the_class_that_was_constructed():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_adagrad_of_a_model_that_changed_its_dtype_after_construction(dtype):
-    """Its state is made in the constructor. torch steps such parameters, and so do we."""
+    """Its state is made in the constructor, and stays float32 as in torch."""
     params, others = make_params([(3,), (4, 2)]), make_params([(3,), (4, 2)])
     ours = fused_optim.Adagrad(params)
     theirs = torch.optim.Adagrad(others, foreach=False)
@@ -230,8 +230,11 @@ def test_adagrad_of_a_model_that_changed_its_dtype_after_construction(dtype):
         set_grads(params, others, seed=seed)
         ours.step()
         theirs.step()
-        assert "float32" in ours.fallback_reason
-    assert_same_values(params, others, rtol=0, atol=0)
+        assert ours.fallback_reason is None
+        assert all(ours.state[p]["sum"].dtype == torch.float32 for p in params)
+    # torch rounds what it computes to the half type several times, and the sum of double to float.
+    tolerance = {torch.bfloat16: 0.02, torch.float16: 2e-3, torch.float64: 1e-6}[dtype]
+    assert_same_values(params, others, tolerance, tolerance)
 
 
 def test_mangled_groups_get_torchs_answer(optimizer_class):

@@ -294,9 +294,10 @@ def test_optimizer_built_before_the_model_changes_dtype(optimizer_class):
 
         train(model, ours)
         train(other, theirs)
-        # Adagrad's state has the old dtype since construction, which is for torch's step.
-        assert (ours.fallback_reason is None) == (optimizer_class.__name__ != "Adagrad")
+        assert ours.fallback_reason is None
         tolerance = 1e-12 if dtype == torch.float64 else 0.02
+        if optimizer_class.__name__ == "Adagrad" and dtype == torch.float64:
+            tolerance = 1e-6  # its state has the old dtype since construction
         assert_same_values(list(model.parameters()), list(other.parameters()), tolerance, tolerance)
 
 

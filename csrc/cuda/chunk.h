@@ -47,12 +47,13 @@ class Chunk {
 
   /// Packs that it has whole. Strided operands have none: they go element by element.
   FUSED_OPTIM_INLINE uint32_t num_packs() const {
-    return is_strided() ? 0 : count_ / Formats::kPack;
+    return is_strided() || !Formats::kHasPacks ? 0 : count_ / Formats::kPack;
   }
 
   /// Issues the loads of packs i, i + stride, ..., all of them before any value is used. What is
   /// beyond the chunk is not loaded.
   FUSED_OPTIM_INLINE void load_packs(uint32_t i, uint32_t stride, Packs& loaded) const {
+    if constexpr (!Formats::kHasPacks) return;
     if (entry_.unaligned() == 0)
       load_each(i, stride, loaded,
                 [&](const char* from, int operand) { return formats_.load_pack(from, operand); });

@@ -10,6 +10,7 @@ template <class Storage>
 struct UniformFormats {
   using T = opmath_t<Storage>;
   static constexpr bool kIsMixed = false;
+  static constexpr bool kHasPacks = true;
   static constexpr int kPack = kPackSize<Storage>;     // elements that are loaded together
   static constexpr int kTogether = kEncoded<Storage>;  // and encoded
   static constexpr int kLargestItem = sizeof(Storage);
@@ -52,6 +53,8 @@ template <class ComputeType>
 struct MixedFormats {
   using T = ComputeType;
   static constexpr bool kIsMixed = true;
+  /// In double there are few registers: such tensors, which are rare, go element by element.
+  static constexpr bool kHasPacks = sizeof(T) == sizeof(float);
   static constexpr int kPack = 16 / sizeof(T);
   static constexpr int kTogether = 2;
   static constexpr int kLargestItem = sizeof(T);

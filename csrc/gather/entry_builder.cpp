@@ -20,7 +20,8 @@ void* EntryBuilder::locate(const c10::TensorImpl& tensor, const char* name) {
 void EntryBuilder::set_operand(TensorEntry& entry, const c10::TensorImpl& param,
                                const c10::TensorImpl& tensor, int operand, const char* name) {
   entry.operands[operand] = locate(tensor, name);
-  entry.formats[operand] = format_of(tensor);
+  const bool is_params = operand != kParam && tensor.dtype() == param.dtype();
+  entry.formats[operand] = is_params ? entry.formats[kParam] : format_of(tensor);
   if (operand == kParam || same_layout(param, tensor)) return;
   if (entry.strided < 0) {
     entry.strided = static_cast<int32_t>(gathered_.table.strided.size());

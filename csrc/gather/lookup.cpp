@@ -34,7 +34,7 @@ PyObject* find_state(PyObject* states, PyObject* param) {
 /// Where the value of this interned key belongs; nullptr where there is no use for it.
 PyObject** place_of(PyObject* key, const Lookup& lookup, FoundParam& param) {
   for (int i = 0; i < lookup.rows.num_rows; ++i)
-    if (key == lookup.rows.rows[i].key) return lookup.is_on(i) ? &param.values[i] : nullptr;
+    if (key == lookup.rows.keys[i]) return lookup.is_on(i) ? &param.values[i] : nullptr;
   return nullptr;
 }
 
@@ -42,7 +42,7 @@ PyObject** place_of(PyObject* key, const Lookup& lookup, FoundParam& param) {
 void find_by_value(const Lookup& lookup, FoundParam& param) {
   for (int i = 0; i < lookup.rows.num_rows; ++i)
     if (lookup.is_on(i) && param.values[i] == nullptr)
-      param.values[i] = get_item(param.state, lookup.rows.rows[i].key);
+      param.values[i] = get_item(param.state, lookup.rows.keys[i]);
 }
 
 /// Throws NotFused where a key is no string: comparing it could run code of the user's.

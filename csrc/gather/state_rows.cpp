@@ -20,9 +20,14 @@ RuleRows intern_rows(const RuleSpec& rule) {
   for (int i = 0; i < rule.num_states; ++i) {
     const StateSpec& state = rule.states[i];
     const int first = state.is_like_param() ? kFirstState : 0;
-    rows.rows[i] = {state, intern(state.name), first + rule.places[i]};
+    const RowKind kind = is_step(state)          ? RowKind::Step
+                         : state.is_like_param() ? RowKind::LikeParam
+                                                 : RowKind::OneElement;
+    rows.rows[i] = {state, kind, first + rule.places[i]};
+    rows.keys[i] = intern(state.name);
   }
-  rows.rows[rule.num_states] = {{kAverageName}, intern(kAverageName), kAverage};
+  rows.rows[rule.num_states] = {{kAverageName}, RowKind::Average, kAverage};
+  rows.keys[rule.num_states] = intern(kAverageName);
   rows.num_rows = rule.num_states + 1;
   return rows;
 }

@@ -12,14 +12,14 @@
 
 namespace fused_optim {
 
+enum class RowKind : uint8_t { Step, OneElement, LikeParam, Average };
+
 /// One name in a parameter's state.
 struct StateRow {
   StateSpec spec;
-  PyObject* key;  // interned, so that dict lookups compare pointers
+  RowKind kind;
   /// An operand of the entry, or the place among its states of one element.
   int place;
-
-  bool is_average() const { return spec.is_like_param() && place == kAverage; }
 };
 
 constexpr int kMaxRows = kMaxRuleStates + 1;
@@ -31,6 +31,7 @@ using RowMask = uint32_t;
 struct RuleRows {
   std::vector<HyperparameterKey> hyperparameters;
   StateRow rows[kMaxRows];
+  PyObject* keys[kMaxRows];  // interned, so that dict lookups compare pointers
   int num_rows;
 
   int average() const { return num_rows - 1; }

@@ -51,18 +51,24 @@ void StateGatherer::add(TensorEntry& entry, const FoundParam& found, const Param
                         RowMask are_on) {
   // torch creates all state at once where it keeps a step, else each buffer when it's missing.
   const bool all_new = found.state == nullptr || PyDict_GET_SIZE(found.state) == 0;
-  const size_t num_new = gathered_.new_states.size();
+  bool is_first = false;
   for (int row = 0; row < rows_.average(); ++row) {
     if (!((are_on >> row) & 1u)) continue;
-    const StateSpec& state = rows_.rows[row].spec;
-    if (is_step(state))
-      add_step(entry, found, row, all_new);
-    else if (!state.is_like_param())
-      add_one_element(entry, found, group, row, all_new);
-    else
-      add_like_param(entry, found, group, row, all_new);
+    switch (rows_.rows[row].kind) {
+      case RowKind::Step:
+        add_step(entry, found, row, all_new);
+        break;
+      case RowKind::OneElement:
+        add_one_element(entry, found, group, row, all_new);
+        break;
+      case RowKind::LikeParam:
+        is_first |= add_like_param(entry, found, group, row, all_new);
+        break;
+      case RowKind::Average:
+        break;  // comes last
+    }
   }
-  if (!rule_.has_step) count_steps_by_state(entry, gathered_.new_states.size() > num_new);
+  if (!rule_.has_step) count_steps_by_state(entry, is_first);
   if ((are_on >> rows_.average()) & 1u) add_average(entry, found, rows_.average());
 }
 
@@ -87,7 +93,7 @@ void StateGatherer::add_step(TensorEntry& entry, const FoundParam& found, int ro
   const at::Tensor* step = all_new ? nullptr : &existing_step(where, found.values[row]);
   if (step == nullptr || !step_fits(*step, entry.device)) {
     if (step != nullptr) check_storage(where, *step->unsafeGetTensorImpl(), "step");
-    at::Tensor& created = builder_.new_state(entry.device, found, "step").add(rows_.rows[row].key);
+    at::Tensor& created = builder_.new_state(entry.device, found, "step").add(rows_.keys[row]);
     created = step == nullptr ? new_step(entry.device) : moved_step(where, *step, entry.device);
     step = &created;
   }
@@ -111,8 +117,7 @@ void StateGatherer::add_one_element(TensorEntry& entry, const FoundParam& found,
       all_new ? nullptr : &existing_scalar_state(where, found.values[row], spec.name);
   if (scalar == nullptr || !scalar_fits(*scalar, entry.device)) {
     if (scalar != nullptr) check_storage(where, *scalar->unsafeGetTensorImpl(), spec.name);
-    at::Tensor& created =
-        builder_.new_state(entry.device, found, spec.name).add(rows_.rows[row].key);
+    at::Tensor& created = builder_.new_state(entry.device, found, spec.name).add(rows_.keys[row]);
     created = scalar == nullptr ? new_scalar(entry.device, first_value(rule_, group, spec))
                                 : moved_scalar(*scalar, entry.device);
     scalar = &created;
@@ -146,32 +151,33 @@ const at::Tensor& StateGatherer::existing_like_param(Device device, const FoundP
   const at::ScalarType wanted = dtype_for(builder_.where, param, *dtype, name);
   if (state.scalar_type() == wanted) return state;
   builder_.locate(*state.unsafeGetTensorImpl(), name);
-  at::Tensor& converted = builder_.new_state(device, found, name).add(rows_.rows[row].key);
+  at::Tensor& converted = builder_.new_state(device, found, name).add(rows_.keys[row]);
   converted = state.detach().to(wanted);
   return converted;
 }
 
-void StateGatherer::add_like_param(TensorEntry& entry, const FoundParam& found,
+bool StateGatherer::add_like_param(TensorEntry& entry, const FoundParam& found,
                                    const ParamGroup& group, int row, bool all_new) {
   const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
-  const auto& [spec, key, operand] = rows_.rows[row];
+  const auto& [spec, kind, operand] = rows_.rows[row];
   const std::optional<at::ScalarType>& dtype = group.dtypes[row];
   if (found.values[row] != nullptr && found.values[row] != Py_None) {
     const at::Tensor& state = existing_like_param(entry.device, found, row, dtype);
     builder_.add_operand(entry, param, *state.unsafeGetTensorImpl(), operand, spec.name);
-    return;
+    return false;
   }
   if (!all_new && rule_.has_step) builder_.where.fail(spec.name, "is missing from the state");
   const double value = first_value(rule_, group, spec);
   // Of a complex one, both its parts.
   const at::Scalar scalar =
       is_complex(param) ? at::Scalar(c10::complex<double>(value, value)) : at::Scalar(value);
-  at::Tensor& state = builder_.new_state(entry.device, found, spec.name).add(key);
+  at::Tensor& state = builder_.new_state(entry.device, found, spec.name).add(rows_.keys[row]);
   const at::ScalarType own = found.tensor->scalar_type();
   state = full_like(found.tensor->detach(), scalar,
                     dtype ? dtype_for(builder_.where, param, *dtype, spec.name) : own);
   check_operand(builder_.where, param, *state.unsafeGetTensorImpl(), spec.name);
   builder_.add_operand(entry, param, *state.unsafeGetTensorImpl(), operand, spec.name);
+  return true;
 }
 
 /// The optimizer's first averages become the parameters after this step; one that joins them begins
@@ -184,14 +190,13 @@ void StateGatherer::add_average(TensorEntry& entry, const FoundParam& found, int
     return;
   }
   const at::Tensor param = found.tensor->detach();
-  at::Tensor& average =
-      builder_.new_state(entry.device, found, kAverageName).add(rows_.rows[row].key);
+  at::Tensor& average = builder_.new_state(entry.device, found, kAverageName).add(rows_.keys[row]);
   // Whatever keeps the step from its end, it is the average of something.
   average =
       empty_like(param, ema_dtype_ ? dtype_for(builder_.where, impl, *ema_dtype_, kAverageName)
                                    : param.scalar_type());
   average.copy_(param);
-  if (gathered_.first_averages.empty() && has_any(states_, rows_.rows[row].key)) {
+  if (gathered_.first_averages.empty() && has_any(states_, rows_.keys[row])) {
     builder_.add_operand(entry, impl, *average.unsafeGetTensorImpl(), kAverage, kAverageName);
   } else {
     gathered_.first_averages.push_back({average, param});

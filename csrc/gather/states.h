@@ -29,7 +29,8 @@ class StateGatherer {
   void add_step(TensorEntry& entry, const FoundParam& found, int row, bool all_new);
   void add_one_element(TensorEntry& entry, const FoundParam& found, const ParamGroup& group,
                        int row, bool all_new);
-  void add_like_param(TensorEntry& entry, const FoundParam& found, const ParamGroup& group, int row,
+  /// Whether it is new.
+  bool add_like_param(TensorEntry& entry, const FoundParam& found, const ParamGroup& group, int row,
                       bool all_new);
   void add_average(TensorEntry& entry, const FoundParam& found, int row);
   const at::Tensor& existing_like_param(Device device, const FoundParam& found, int row,

@@ -31,6 +31,7 @@ inline OneElementValues values_of(const OneElementSpan& span) {
 /// known.
 inline bool have_same_values(const TensorTable& table, const TensorEntry& a, const TensorEntry& b) {
   if (a.row != b.row || a.step != b.step) return false;
+  if (table.num_one_element <= 1) return true;  // but the step
   const OneElementSpan of_a = beside_step(table, a), of_b = beside_step(table, b);
   for (int i = 0; i < of_a.count; ++i)
     if (of_a.states[i].format != of_b.states[i].format ||

@@ -91,7 +91,6 @@ std::string name_of_dtype(const c10::TensorImpl& tensor) {
 bool is_dtype_for(const c10::TensorImpl& param, const c10::TensorImpl& tensor, const char* name) {
   const c10::ScalarType own = c10::typeMetaToScalarType(param.dtype());
   const c10::ScalarType other = c10::typeMetaToScalarType(tensor.dtype());
-  if (own == other) return true;
   if (c10::isComplexType(own) != c10::isComplexType(other)) return false;
   switch (c10::toRealValueType(other)) {
     case c10::ScalarType::Float:
@@ -113,7 +112,7 @@ void check_same_kind(const Where& where, const c10::TensorImpl& param,
   if (tensor.device() != param.device())
     where.fail(name,
                "is on " + tensor.device().str() + ", the parameter on " + param.device().str());
-  if (!is_dtype_for(param, tensor, name))
+  if (tensor.dtype() != param.dtype() && !is_dtype_for(param, tensor, name))
     where.fail(name,
                "has dtype " + name_of_dtype(tensor) + ", the parameter " + name_of_dtype(param));
   if (tensor.sizes() != param.sizes())
