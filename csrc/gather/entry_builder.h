@@ -16,7 +16,7 @@ namespace fused_optim {
 
 class EntryBuilder {
  public:
-  /// Writes into `gathered`. Room for so many tensors in all.
+  /// Writes into `gathered`. Room for about so many tensors.
   EntryBuilder(Gathered& gathered, const char* optimizer, int64_t tensors)
       : where{optimizer, 0, 0}, gathered_(gathered), storages_(tensors) {}
 

@@ -34,7 +34,7 @@ class Gatherer {
         state_(state),
         options_(options),
         gathered_(gathered),
-        builder_(gathered, name, count_params(gathered.groups) * (kFirstState + 2 * kMaxRows)),
+        builder_(gathered, name, count_params(gathered.groups) * (kFirstState + rows_.num_rows)),
         states_(rule_, rows_, state, options.ema_dtype, builder_, gathered) {}
 
   void run() {

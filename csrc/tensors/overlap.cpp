@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <set>
-#include <stdexcept>
 #include <utility>
 
 #include "rules/registry.h"
@@ -90,17 +89,28 @@ bool do_overlap(std::vector<Interval> intervals) {
   return false;
 }
 
-bool StorageCheck::recurs(const void* address) {
+const void** StorageCheck::slot_of(const void* address) {
   // Allocations are aligned to 16 bytes or more; the multiplication spreads what is left.
   const uint64_t hash = (reinterpret_cast<uintptr_t>(address) >> 4) * 0x9e3779b97f4a7c15ull;
   const size_t mask = slots_.size() - 1;
   size_t slot = (hash >> 32) & mask;
-  for (; slots_[slot] != nullptr; slot = (slot + 1) & mask)
-    if (slots_[slot] == address) return true;
-  if (2 * ++num_used_ > slots_.size())
-    throw std::logic_error("fused_optim: a step has more operands than were counted");
-  slots_[slot] = address;
+  while (slots_[slot] != nullptr && slots_[slot] != address) slot = (slot + 1) & mask;
+  return &slots_[slot];
+}
+
+bool StorageCheck::recurs(const void* address) {
+  const void** slot = slot_of(address);
+  if (*slot != nullptr) return true;
+  *slot = address;
+  if (2 * ++num_used_ > slots_.size()) grow();
   return false;
+}
+
+void StorageCheck::grow() {
+  std::vector<const void*> before(2 * slots_.size(), nullptr);
+  before.swap(slots_);
+  for (const void* address : before)
+    if (address != nullptr) *slot_of(address) = address;
 }
 
 bool StorageCheck::is_allocated_by_torch(const c10::StorageImpl& storage) {

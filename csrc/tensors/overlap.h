@@ -36,7 +36,7 @@ std::vector<Interval> intervals_of(const TensorTable& table);
 /// or memory came from elsewhere (NumPy), intervals have to be compared.
 class StorageCheck {
  public:
-  /// Room for that many operands.
+  /// Room for about so many operands.
   explicit StorageCheck(int64_t operands);
 
   void add(const c10::StorageImpl& storage);
@@ -51,6 +51,9 @@ class StorageCheck {
  private:
   /// Whether it is there for the second time.
   bool recurs(const void* address);
+  /// Where it is, or belongs.
+  const void** slot_of(const void* address);
+  void grow();
   bool is_allocated_by_torch(const c10::StorageImpl& storage);
 
   std::vector<const void*> slots_;  // an open-addressing hash set, at most half full
