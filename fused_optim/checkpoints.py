@@ -34,8 +34,8 @@ def last_load_hook(optimizer: "FusedOptimizer") -> Iterator[list[dict[str, Any]]
 def keep_saved_dtypes(
     optimizer: "FusedOptimizer", state_dict: dict[str, Any], takes_kernels: bool
 ) -> None:
-    """Gives states, just loaded, the dtype that they were saved in or that is asked for, one after the
-    other. torch has given them their parameter's.
+    """Gives states, just loaded, the dtype that they were saved in or that is asked for, one after
+    the other. torch has given them their parameter's.
 
     Args:
         state_dict (dict): what was loaded.

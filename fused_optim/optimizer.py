@@ -19,13 +19,13 @@ from fused_optim.checkpoints import keep_saved_dtypes, last_load_hook
 from fused_optim.fallback import COMPILED
 from fused_optim.own_state import OwnState, OwnStateOf
 from fused_optim.shards import constructed_by, refuse_for_a_shard
-from fused_optim.step_hooks import hook_step_of, with_hooks
 from fused_optim.state_dtype import (
     StateDtypeOption,
     check_state_dtype,
     dtype_or_none,
     keep_own_state_dtypes,
 )
+from fused_optim.step_hooks import hook_step_of, with_hooks
 from fused_optim.step_options import (
     StepOption,
     at_least_0,
@@ -89,8 +89,9 @@ class FusedOptimizer(_Base):
             dtype of states of the parameter's shape, also a key of a group (default: None, the
             parameter's for new states, and what exists or is loaded stays as it is). float32 for
             bfloat16 or float16 parameters: moments keep 24 bits. bfloat16 for float32 parameters:
-            AdamW moves 20 bytes an element instead of 28. All is computed in float32 and rounded
-            to nearest once, when it is stored. Assigned later, the next step converts what is there.
+            AdamW moves 20 bytes an element instead of 28. All is computed in float32 (float64 for
+            float64 parameters) and rounded to nearest once, when it is stored. Assigned later, the
+            next step converts what is there.
 
     Raises:
         ValueError: for arguments out of range or NaN.

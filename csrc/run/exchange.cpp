@@ -115,9 +115,10 @@ void swap_plain(const ExchangePair& pair) {
   // Memory may have been replaced since: then torch's copies say what is wrong, before they write.
   if (pair.param.sizes() != pair.average.sizes() || !is_chunked(pair) || pair.buffer.dim() != 1 ||
       pair.buffer.dtype() != pair.param.dtype() || pair.buffer.device() != pair.param.device())
-    return swap_through(
-        pair.buffer.sizes() == pair.param.sizes() ? pair.buffer : empty_like(pair.param, pair.param.scalar_type()),
-        pair.param, pair.average);
+    return swap_through(pair.buffer.sizes() == pair.param.sizes()
+                            ? pair.buffer
+                            : empty_like(pair.param, pair.param.scalar_type()),
+                        pair.param, pair.average);
   const int64_t numel = pair.param.numel();
   const at::Tensor param = pair.param.as_strided({numel}, {1});
   const at::Tensor average = pair.average.as_strided({numel}, {1});
