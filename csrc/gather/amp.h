@@ -19,6 +19,8 @@ class Amp {
   /// Whether there was an overflow, and the host knows: the step is not done.
   bool has_overflowed() const { return has_overflowed_; }
 
+  bool is_on_device() const { return grad_scale_ || found_inf_; }
+
   /// Reads on the host what is on the device, which waits for it.
   void read_on_host();
 

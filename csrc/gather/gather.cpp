@@ -4,8 +4,11 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 #include "base/errors.h"
+#include "cuda/engine.h"
 #include "gather/entry_builder.h"
 #include "gather/gradient.h"
 #include "gather/lookup.h"
@@ -133,6 +136,16 @@ std::vector<ParamGroup> read_groups(int rule, const char* name, PyObject* groups
   return read;
 }
 
+/// Throws where the host would have to wait for a device whose work is only recorded.
+void check_host_can_wait(const Gathered& gathered) {
+  for (const TensorEntry& entry : gathered.table.entries)
+    if (entry.device.kind == DeviceKind::CUDA && cuda::is_capturing(entry.device))
+      throw std::runtime_error(
+          std::string("fused_optim: the host has to know whether the step is skipped, since ") +
+          text_of(gathered.host_decides) +
+          ", but a CUDA graph is being captured. Nothing was changed.");
+}
+
 }  // namespace
 
 Gathered gather(int rule, const char* name, PyObject* param_groups, PyObject* state, Amp& amp,
@@ -147,7 +160,10 @@ Gathered gather(int rule, const char* name, PyObject* param_groups, PyObject* st
   gathered.table.zero_grads = options.zero_grads;
   if (options.ema_decay) gathered.table.ema_weight = 1.0 - *options.ema_decay;
   Gatherer(rule, name, state, options, gathered).run();
-  if (gathered.host_decides != HostDecides::No) amp.read_on_host();
+  if (gathered.host_decides != HostDecides::No) {
+    if (amp.is_on_device() || options.needs_norm()) check_host_can_wait(gathered);
+    amp.read_on_host();
+  }
   amp.apply(gathered.table, gathered.owned);
   return gathered;
 }

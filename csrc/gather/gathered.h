@@ -28,6 +28,9 @@ enum class HostDecides : uint8_t {
   ForAverageAlone
 };
 
+/// As errors say it: "the host has to know whether ..., since".
+const char* text_of(HostDecides reason);
+
 struct Gathered {
   TensorTable table;
   std::vector<ParamGroup> groups;  // own the lists, and so the parameters

@@ -118,6 +118,19 @@ def test_state_is_not_created_in_a_capture(case):
     assert {p: list(state) for p, state in twins.cuda.state.items()} == before
 
 
+def test_a_capture_can_not_wait_for_the_device(optimizer_class):
+    """The reason is said, where else it would be an error of the driver's."""
+    asked = {"max_grad_norm": 1.0, "ema_decay": 0.5}
+    cls, options = capturable((optimizer_class, asked))
+    twins = CudaTwins(cls, options, shapes=[(5,), (7,)])
+    twins.step(2)
+    twins.params[1].grad = None
+    before = [p.detach().cpu() for p in twins.params]
+    with pytest.raises(RuntimeError, match="since a parameter has an average and no gradient"):
+        captured(twins)
+    assert all(torch.equal(p.detach().cpu(), b) for p, b in zip(twins.params, before, strict=True))
+
+
 def training(optimizer_class):
     """A small model on the GPU, inputs and targets that it can learn, and an optimizer for it."""
     torch.manual_seed(0)
