@@ -52,7 +52,7 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
   created.link(state.ptr());
   commit(gathered);
   int launches = 0;
-  for_each_bucket(gathered.table, [&](const Bucket& bucket) {
+  for_each_bucket(gathered.table, BucketsOf::Cuda, [&](const Bucket& bucket) {
     launches += cuda::run_on_host(bucket, inputs, blocks, threads);
   });
   after_kernels(gathered);

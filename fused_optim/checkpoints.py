@@ -17,18 +17,18 @@ __all__ = ["keep_saved_dtypes", "last_load_hook"]
 
 
 @contextlib.contextmanager
-def last_load_hook(optimizer: "FusedOptimizer") -> Iterator[list[dict[str, Any]]]:
-    """Collects the state dict that is loaded, as the optimizer's own hooks have left it."""
-    loaded: list[dict[str, Any]] = []
+def last_load_hook(optimizer: "FusedOptimizer") -> Iterator[None]:
+    """Notes the state dict that is loaded, as the optimizer's own hooks have left it."""
 
-    def collect(_: object, state_dict: dict[str, Any]) -> None:
-        loaded.append(state_dict)
+    def note(_: object, state_dict: dict[str, Any]) -> None:
+        optimizer._fused.loading = state_dict
 
-    hook = optimizer.register_load_state_dict_pre_hook(collect)
+    hook = optimizer.register_load_state_dict_pre_hook(note)
     try:
-        yield loaded
+        yield
     finally:
         hook.remove()
+        optimizer._fused.loading = None
 
 
 def keep_saved_dtypes(
@@ -38,9 +38,8 @@ def keep_saved_dtypes(
     the other. torch has given them their parameter's.
 
     Args:
-        state_dict (dict): what was loaded.
-        takes_kernels (bool): whether steps run on the kernels; torch's own needs the parameter's
-            dtype but for states of one element.
+        state_dict (dict): what is loaded.
+        takes_kernels (bool): whether steps run on the kernels.
     """
     saved_ids = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
     for (group, param), saved_id in zip(_groups_of_params(optimizer), saved_ids, strict=False):
@@ -52,14 +51,13 @@ def keep_saved_dtypes(
                 continue
             if not before.is_floating_point() or before.is_meta:
                 continue
-            if name in _C.scalar_states(optimizer._rule):
-                dtype = before.dtype
-            elif takes_kernels:
-                dtype = dtype_after_loading(optimizer, group, param, name, before) or now.dtype
-            else:
-                continue
-            if dtype != now.dtype and _are_same(before.to(now), now):  # not replaced by a hook
+            dtype: torch.dtype | None = before.dtype
+            if name not in _C.scalar_states(optimizer._rule):
+                dtype = dtype_after_loading(optimizer, group, param, name, before, takes_kernels)
+            if dtype is not None and dtype != now.dtype:
                 loaded[name] = before.to(now.device, dtype, copy=True)
+            if loaded[name].dtype != param.dtype and name not in _C.scalar_states(optimizer._rule):
+                optimizer._fused.has_dtypes = True
 
 
 def _groups_of_params(
@@ -68,7 +66,3 @@ def _groups_of_params(
     for group in optimizer.param_groups:
         for param in group["params"]:
             yield group, param
-
-
-def _are_same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())

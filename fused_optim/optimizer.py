@@ -21,6 +21,7 @@ from fused_optim.own_state import OwnState, OwnStateOf
 from fused_optim.shards import constructed_by, refuse_for_a_shard
 from fused_optim.state_dtype import (
     StateDtypeOption,
+    check_group_dtypes,
     check_state_dtype,
     dtype_or_none,
     keep_own_state_dtypes,
@@ -220,7 +221,8 @@ class FusedOptimizer(_Base):
         """
         if not torch.compiler.is_compiling():
             return step(self, closure)
-        if not self._fused.has_options and not self._fused.has_averages:
+        fused = self._fused
+        if not fused.has_options and not fused.has_averages and not fused.has_dtypes:
             self._fused.fallback_reason = COMPILED.reason
             return self._torch_step(self, closure)
         return self._untraced_step(closure)
@@ -268,6 +270,7 @@ class FusedOptimizer(_Base):
             if "state_dtype" in param_group:
                 dtypes = check_state_dtype(self._rule, param_group["state_dtype"])
                 param_group["state_dtype"] = dtypes
+                self._fused.has_dtypes = True
         super().add_param_group(param_group)
 
     def __repr__(self) -> str:
@@ -285,6 +288,9 @@ class FusedOptimizer(_Base):
                 remove_step_options(group, self, f"group {number} of the state dict")
             keep_own_state_dtypes(self.param_groups, state["param_groups"])
         super().__setstate__({k: v for k, v in state.items() if k != "_step_options"})
+        loading = self._fused.loading
+        if loading is not None:  # before the hooks that follow, which have the last word
+            keep_saved_dtypes(self, loading, takes_kernels=general_fallback(self) is None)
         if "_step_options" in state:
             self._fused.restore(state["_step_options"])
 
@@ -303,6 +309,6 @@ class FusedOptimizer(_Base):
         Args:
             state_dict (dict): what :meth:`state_dict` returned, here or in torch.
         """
-        with last_load_hook(self) as loaded:
+        check_group_dtypes(self)
+        with last_load_hook(self):
             super().load_state_dict(state_dict)
-        keep_saved_dtypes(self, loaded[-1], takes_kernels=general_fallback(self) is None)

@@ -35,11 +35,15 @@ class OwnState:
         self.sharded_by: str | None = None
         #: What was assigned to ``_step_supports_amp_scaling``, None for nothing.
         self.supports_amp_scaling: bool | None = None
+        #: Whether a state may have another dtype than its parameter.
+        self.has_dtypes = False
+        #: The state dict that is being loaded, None while none is.
+        self.loading: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or pickle keeps: options, findings, whose share."""
         options = {name: getattr(self.options, name) for name in _SAVED}
-        return {**options, "sharded_by": self.sharded_by}
+        return {**options, "sharded_by": self.sharded_by, "has_dtypes": self.has_dtypes}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         OwnState.__init__(self)
@@ -47,7 +51,8 @@ class OwnState:
 
     def restore(self, saved: dict[str, Any]) -> None:
         self.sharded_by = saved.get("sharded_by")
-        for name in saved.keys() - {"sharded_by"}:
+        self.has_dtypes = saved.get("has_dtypes", False)
+        for name in saved.keys() - {"sharded_by", "has_dtypes"}:
             setattr(self.options, name, saved[name])
         self.has_options = self.options.any
         self.has_averages = self.options.ema_decay is not None

@@ -1,7 +1,5 @@
 """In which dtypes states and averages are kept: ``state_dtype`` and ``ema_dtype``."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "StateDtypeOption",
+    "check_group_dtypes",
     "check_state_dtype",
     "dtype_after_loading",
     "dtype_or_none",
+    "for_param",
     "keep_own_state_dtypes",
-    "states_for_torch",
+    "names_like_param",
     "wanted_dtype",
 ]
 
@@ -34,7 +34,7 @@ def dtype_or_none(name: str, value: Any) -> torch.dtype | None:
     raise ValueError(f"Invalid {name} value: {value}, not torch.float32 or torch.bfloat16")
 
 
-def _names(rule: int) -> list[str]:
+def names_like_param(rule: int) -> list[str]:
     """The states of the parameter's shape."""
     return [name for name, _, is_one_element in _C.states(rule) if not is_one_element]
 
@@ -49,9 +49,10 @@ def check_state_dtype(rule: int, value: Any) -> torch.dtype | dict[str, torch.dt
     if not isinstance(value, dict):
         return dtype_or_none("state_dtype", value)
     for name, dtype in value.items():
-        if name not in _names(rule):
+        known = names_like_param(rule)
+        if name not in known:
             raise ValueError(
-                f"Invalid state_dtype value: {name!r} is not one of the states {_names(rule)}"
+                f"Invalid state_dtype value: {name!r} is not one of the states {known}"
             )
         if dtype is None:
             raise ValueError(f"Invalid state_dtype value: {name!r} is None")
@@ -69,6 +70,22 @@ class StateDtypeOption:
 
     def __set__(self, optimizer: "FusedOptimizer", value: Any) -> None:
         optimizer._fused.options.state_dtype = check_state_dtype(optimizer._rule, value)
+        optimizer._fused.has_dtypes = optimizer._fused.has_dtypes or value is not None
+
+
+def check_group_dtypes(optimizer: "FusedOptimizer") -> None:
+    """Throws for what was written into a group by hand and is no ``state_dtype``.
+
+    Raises:
+        RuntimeError: that names the group.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        try:
+            check_state_dtype(optimizer._rule, group.get("state_dtype"))
+        except ValueError as error:
+            raise RuntimeError(
+                f"fused_optim.{optimizer._name}: group {number}: {error}. Nothing was changed."
+            ) from None
 
 
 def wanted_dtype(
@@ -77,26 +94,44 @@ def wanted_dtype(
     """The dtype that is asked for of a state, an average included; None where none is."""
     if name == "ema":
         return optimizer._fused.options.ema_dtype
-    if name not in _names(optimizer._rule):
+    if name not in names_like_param(optimizer._rule):
         return None
     dtypes = group.get("state_dtype", optimizer._fused.options.state_dtype)
-    found = dtypes.get(name) if isinstance(dtypes, dict) else dtypes
-    return found if found is None else dtype_or_none("state_dtype", found)
+    found: torch.dtype | None = dtypes.get(name) if isinstance(dtypes, dict) else dtypes
+    return found
+
+
+def for_param(param: Tensor, dtype: torch.dtype) -> torch.dtype | None:
+    """The dtype of a state of this parameter, complex where that is; None where there is none."""
+    if not param.is_complex():
+        return dtype
+    return torch.complex64 if dtype == torch.float32 else None
 
 
 def dtype_after_loading(
-    optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, name: str, saved: Tensor
+    optimizer: "FusedOptimizer",
+    group: dict[str, Any],
+    param: Tensor,
+    name: str,
+    saved: Tensor,
+    takes_kernels: bool,
 ) -> torch.dtype | None:
     """The dtype that a state of the parameter's shape has once it is loaded; None for torch's own
-    choice, the parameter's."""
-    if name != "ema" and name not in _names(optimizer._rule):
+    choice, the parameter's.
+
+    Args:
+        takes_kernels (bool): whether steps run on the kernels; torch's own needs the parameter's
+            dtype.
+    """
+    if name != "ema" and name not in names_like_param(optimizer._rule):
         return None
-    if not param.is_floating_point() or not saved.is_floating_point():
+    if not param.is_floating_point() or saved.layout != torch.strided:
         return None
     wanted = wanted_dtype(optimizer, group, name)
     if wanted is not None:
         return wanted
-    return saved.dtype if param.dtype in _KEPT and saved.dtype in _KEPT else None
+    is_kept = param.dtype in _KEPT and saved.dtype in _KEPT
+    return saved.dtype if is_kept and (takes_kernels or name == "ema") else None
 
 
 def keep_own_state_dtypes(groups: list[dict[str, Any]], loaded: list[dict[str, Any]]) -> None:
@@ -105,42 +140,3 @@ def keep_own_state_dtypes(groups: list[dict[str, Any]], loaded: list[dict[str, A
         group.pop("state_dtype", None)
         if "state_dtype" in own:
             group["state_dtype"] = own["state_dtype"]
-
-
-@contextlib.contextmanager
-def states_for_torch(optimizer: "FusedOptimizer") -> Iterator[None]:
-    """Inside, states that are narrower than their parameter have its dtype, exactly, as torch's own
-    step needs them; afterwards theirs again, rounded. States that torch makes get the dtype that is
-    asked for."""
-    narrow = [
-        (p.dtype, optimizer.state[p], name, optimizer.state[p][name])
-        for p in optimizer.state
-        for name in _names(optimizer._rule)
-        if isinstance(p, Tensor) and _is_narrow(p, optimizer.state[p].get(name))
-    ]
-    for dtype, state, name, tensor in narrow:
-        state[name] = tensor.to(dtype)
-    try:
-        yield
-        for _, state, name, tensor in narrow:
-            tensor.copy_(state[name])
-    finally:
-        for _, state, name, tensor in narrow:
-            state[name] = tensor
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            for name, tensor in optimizer.state.get(p, {}).items():
-                wanted = wanted_dtype(optimizer, group, name)
-                if wanted is None or not isinstance(tensor, Tensor) or not p.is_floating_point():
-                    continue
-                if tensor.dtype != wanted:
-                    optimizer.state[p][name] = tensor.to(wanted)
-
-
-def _is_narrow(param: Tensor, state: Any) -> bool:
-    """Whether the parameter's dtype holds every value of the state's."""
-    if not isinstance(state, Tensor) or state.dtype == param.dtype:
-        return False
-    if not state.is_floating_point() or not param.is_floating_point():
-        return False
-    return torch.promote_types(state.dtype, param.dtype) == param.dtype

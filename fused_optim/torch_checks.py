@@ -35,42 +35,77 @@ class _Place(NamedTuple):
         raise RuntimeError(f"{self.text()}'{name}' {what}")
 
 
-def check_for_torch(optimizer: "FusedOptimizer", reset_flags: tuple[str, ...]) -> None:
-    """Checks gradients and state for torch's step, changing nothing.
+def check_for_torch(optimizer: "FusedOptimizer") -> None:
+    """Checks gradients, states and averages for torch's step, changing nothing.
+
+    Args:
+        optimizer: whose step is about to be done.
+
+    Raises:
+        RuntimeError: that names group, parameter and tensor, where a state is missing, is no
+            tensor, can't be written, or where a state or gradient is of another shape or on another
+            device than its parameter.
+    """
+    for place, group, param in _places(optimizer):
+        state = optimizer.state.get(param) or {}
+        if optimizer._fused.options.ema_decay is not None and "ema" in state:
+            _check_average(place, param, state)
+        if param.grad is None:
+            continue
+        _check_gradient(place, param, param.grad)
+        for name, is_scalar in _states_of(optimizer, group).items() if state else ():
+            _check_state(place, param, state, name, is_scalar)
+
+
+def rehearse_for_torch(optimizer: "FusedOptimizer", reset_flags: tuple[str, ...]) -> None:
+    """Asks torch whether its step takes gradients and states of these dtypes and layouts.
 
     Args:
         optimizer: whose step is about to be done.
         reset_flags: names of the groups' flags that it will find at None.
 
     Raises:
-        RuntimeError: that names group, parameter and tensor, where a state is missing, is no
-            tensor, can't be written, or where a state or gradient is of another shape or on another
-            device than its parameter.
-        Exception: what torch's step raises for gradients and states of these dtypes and layouts.
+        Exception: what torch's step raises.
     """
-    prepares_groups = optimizer._prepares_groups or "_init_group" in vars(optimizer)
+    if optimizer._prepares_groups or "_init_group" in vars(optimizer):
+        return  # it would call the user's code
+    rehearsed: set[tuple[object, ...]] = set()
+    for place, group, param in _places(optimizer):
+        if param.grad is None:
+            continue
+        states = _states_of(optimizer, group)
+        state = optimizer.state.get(param) or {}
+        known = {name: value for name, value in state.items() if name in states}
+        kind = (place.group, *_kind_of(param, known))
+        if kind not in rehearsed and _is_unusual(param, known, states, group):
+            rehearsed.add(kind)
+            _rehearse(place, optimizer, group, param, known, reset_flags)
+
+
+def _places(optimizer: "FusedOptimizer") -> Iterator[tuple[_Place, dict[str, Any], Tensor]]:
     for number, group in enumerate(optimizer.param_groups):
-        states = {
-            name: is_scalar
-            for name, enabled_by, is_scalar in _C.states(optimizer._rule)
-            if enabled_by is None or group.get(enabled_by)
-        }
-        rehearsed: set[tuple[object, ...]] = set()
         for index, param in enumerate(group["params"]):
-            if param.grad is None:
-                continue
-            place = _Place(optimizer._name, number, index)
-            state = optimizer.state.get(param) or {}
-            _check_gradient(place, param, param.grad)
-            for name, is_scalar in states.items() if state else ():
-                _check_state(place, param, state, name, is_scalar)
-            if prepares_groups:  # a rehearsal would call the user's code
-                continue
-            known = {name: value for name, value in state.items() if name in states}
-            kind = _kind_of(param, known)
-            if kind not in rehearsed and _is_unusual(param, known, group):
-                rehearsed.add(kind)
-                _rehearse(place, optimizer, group, param, known, reset_flags)
+            yield _Place(optimizer._name, number, index), group, param
+
+
+def _states_of(optimizer: "FusedOptimizer", group: dict[str, Any]) -> dict[str, bool]:
+    """Whether it has one element, by the name of each state that is on."""
+    return {
+        name: is_scalar
+        for name, enabled_by, is_scalar in _C.states(optimizer._rule)
+        if enabled_by is None or group.get(enabled_by)
+    }
+
+
+def _check_average(place: _Place, param: Tensor, state: dict[str, Any]) -> None:
+    if not isinstance(state["ema"], Tensor):
+        place.fail("ema", f"is no tensor but {type(state['ema']).__name__}")
+    _check_state(place, param, state, "ema", False)
+    _check_writable(place, param, "param")
+    dtype = state["ema"].dtype
+    is_number = dtype.is_complex or dtype.is_floating_point
+    if dtype.is_complex != param.dtype.is_complex or not is_number:
+        place.fail("ema", f"has dtype {dtype}, the parameter {param.dtype}")
 
 
 def _check_gradient(place: _Place, param: Tensor, grad: Tensor) -> None:
@@ -134,16 +169,20 @@ def _kind_of(param: Tensor, state: dict[str, Any]) -> tuple[object, ...]:
     return names, *((x.dtype, x.layout, x.dim() == 0) for x in _operands(param, state))
 
 
-def _is_unusual(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> bool:
+def _is_unusual(
+    param: Tensor, state: dict[str, Any], states: dict[str, bool], group: dict[str, Any]
+) -> bool:
     """Whether torch would not have made them so. Of subclasses nobody knows what they take."""
     if type(param) not in _PLAIN:
         return False
     if group.get("capturable"):  # refused on some devices
         return True
-    return not all(
-        x.layout == torch.strided
-        and (x.dtype == param.dtype or (x.dim() == 0 and x.dtype.is_floating_point))
-        for x in _operands(param, state)
+    scalars = [s for name, s in state.items() if states[name] and isinstance(s, Tensor)]
+    if any(s.layout != torch.strided or not s.dtype.is_floating_point or s.dim() for s in scalars):
+        return True
+    like_param = {name: value for name, value in state.items() if not states[name]}
+    return any(
+        x.layout != torch.strided or x.dtype != param.dtype for x in _operands(param, like_param)
     )
 
 

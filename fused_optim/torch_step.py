@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fused_optim import _C
-from fused_optim.state_dtype import states_for_torch
-from fused_optim.torch_checks import check_for_torch
+from fused_optim.state_dtype import for_param
+from fused_optim.states_for_torch import StatesForTorch
+from fused_optim.torch_checks import check_for_torch, rehearse_for_torch
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -37,12 +38,14 @@ def torch_step(optimizer: "FusedOptimizer", default_implementation: bool) -> Non
     if optimizer.defaults.get("fused") and any(p.is_meta for p in params):
         default_implementation = False  # which is an error, in torch's words
     reset_flags = ("foreach", "fused") if default_implementation else ()
-    with states_for_torch(optimizer):
-        check_for_torch(optimizer, reset_flags)
+    check_for_torch(optimizer)
+    with StatesForTorch(optimizer) as states:
+        rehearse_for_torch(optimizer, reset_flags)
         is_done, grads = _decide(optimizer, params, options)
         if is_done:
             joining = _values_of_joining(optimizer, params) if options.ema_decay is not None else {}
             _step_on(grads, optimizer, params, reset_flags)
+            states.is_done = True
             if options.ema_decay is not None:
                 _average(optimizer, params, joining, 1 - options.ema_decay)
     if options.zero_grads:
@@ -131,13 +134,19 @@ def _count(options: _C.StepOptions, device: torch.device, skipped: int) -> None:
     options.skipped_steps += skipped
 
 
-def _values_of_joining(optimizer: Optimizer, params: list[Tensor]) -> dict[Tensor, Tensor]:
-    """The parameters that get an average in this step while others have one, with their values:
-    theirs begin there."""
+def _new_average(optimizer: "FusedOptimizer", param: Tensor) -> Tensor:
+    wanted = optimizer._fused.options.ema_dtype
+    dtype = None if wanted is None else for_param(param, wanted)
+    return param.detach().to(dtype or param.dtype, copy=True)
+
+
+def _values_of_joining(optimizer: "FusedOptimizer", params: list[Tensor]) -> dict[Tensor, Tensor]:
+    """The parameters that get an average in this step while others have one, with the averages that
+    they begin with: their values."""
     if not any("ema" in state for state in optimizer.state.values()):
         return {}
     joining = (p for p in params if p.grad is not None and "ema" not in optimizer.state.get(p, {}))
-    return {p: p.detach().clone() for p in joining}
+    return {p: _new_average(optimizer, p) for p in joining}
 
 
 def _move(average: Tensor, param: Tensor, weight: float) -> None:
@@ -151,15 +160,18 @@ def _move(average: Tensor, param: Tensor, weight: float) -> None:
 
 @torch.no_grad()
 def _average(
-    optimizer: Optimizer, params: list[Tensor], joining: dict[Tensor, Tensor], weight: float
+    optimizer: "FusedOptimizer", params: list[Tensor], joining: dict[Tensor, Tensor], weight: float
 ) -> None:
     """Moves all averages towards the parameters. The optimizer's first ones are the parameters."""
     for p in dict.fromkeys(params):
         state = optimizer.state.get(p, {})
         average = state.get("ema", joining.get(p))
+        wanted = optimizer._fused.options.ema_dtype
         if average is not None:
+            if wanted is not None and not average.is_complex():
+                average = average.to(wanted)
             _move(average, p, weight)
         elif p.grad is not None:
-            average = p.detach().clone()
+            average = _new_average(optimizer, p)
         if average is not None:
             optimizer.state[p]["ema"] = average

@@ -58,13 +58,21 @@ const at::Tensor* tensor_of(const ParamGroup& group, int index) {
 
 namespace {
 
+void check_is_state(const RuleSpec& rule, const std::string& name) {
+  for (int i = 0; i < rule.num_states; ++i)
+    if (rule.states[i].is_like_param() && name == rule.states[i].name) return;
+  throw std::invalid_argument("a dict with " + name + ", no state of its parameter's shape");
+}
+
 /// What the group says of its states' dtypes, else what the optimizer does.
 StateDtypes state_dtypes_of(PyObject* group, const StateDtypes& of_optimizer, const char* optimizer,
-                            Py_ssize_t number) {
+                            Py_ssize_t number, const RuleSpec& rule) {
   PyObject* value = get_item(group, state_dtype_key());
   if (value == nullptr) return of_optimizer;
   try {
-    return read_state_dtypes(value);
+    StateDtypes read = read_state_dtypes(value);
+    for (const auto& [name, dtype] : read.by_name) check_is_state(rule, name);
+    return read;
   } catch (const std::invalid_argument& error) {
     throw std::runtime_error(std::string("fused_optim.") + optimizer + ": group " +
                              std::to_string(number) + ": state_dtype is " + error.what() +
@@ -88,7 +96,7 @@ ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rul
       read.values[i] = read_usual_number(value, rows.hyperparameters[i], name);
   }
   read.maximize = read_number(find(group, maximize_key(), "maximize"), "maximize") != 0;
-  const StateDtypes dtypes = state_dtypes_of(group, of_optimizer, optimizer, number);
+  const StateDtypes dtypes = state_dtypes_of(group, of_optimizer, optimizer, number, rule);
   for (int i = 0; i < rule.num_states; ++i) {
     const StateSpec& state = rule.states[i];
     if (state.enabled_by != nullptr &&

@@ -16,32 +16,36 @@ struct AverageLaunch {
   double weight;
 };
 
+/// Of two dtypes in the wider one, rounded once.
+void move_values(const at::Tensor& average, const at::Tensor& param, double weight) {
+  if (average.dtype() == param.dtype()) {
+    average.lerp_(param, weight);
+    return;
+  }
+  const at::ScalarType least = average.is_complex() ? at::kComplexFloat : at::kFloat;
+  const at::ScalarType wide =
+      c10::promoteTypes(c10::promoteTypes(average.scalar_type(), param.scalar_type()), least);
+  at::Tensor values = average.to(wide, /*non_blocking=*/false, /*copy=*/true);
+  average.copy_(values.lerp_(param.to(wide), weight));
+}
+
 void move_range(const void* context, int64_t begin, int64_t end) {
   const auto& [average, param, weight] = *static_cast<const AverageLaunch*>(context);
   const at::NoGradGuard no_grad;
   constexpr int64_t kSerial = 1 << 14;  // below it torch enters no parallel region of its own
   for (; begin < end; begin += kSerial) {
     const int64_t size = std::min(kSerial, end - begin);
-    average.narrow(0, begin, size).lerp_(param.narrow(0, begin, size), weight);
+    move_values(average.narrow(0, begin, size), param.narrow(0, begin, size), weight);
   }
 }
 
 /// On the CPU in the step's own parallel region: its threads have the caller's floating-point mode.
 void move_average(const at::Tensor& average, const at::Tensor& param, double weight) {
-  if (average.dtype() != param.dtype()) {
-    // In the wider of both, rounded once.
-    const at::ScalarType wide =
-        c10::promoteTypes(c10::promoteTypes(average.scalar_type(), param.scalar_type()),
-                          average.is_complex() ? at::kComplexFloat : at::kFloat);
-    average.copy_(
-        average.to(wide, /*non_blocking=*/false, /*copy=*/true).lerp_(param.to(wide), weight));
-    return;
-  }
   const bool are_dense = average.is_non_overlapping_and_dense() &&
                          param.is_non_overlapping_and_dense() &&
                          same_layout(*average.unsafeGetTensorImpl(), *param.unsafeGetTensorImpl());
   if (!average.is_cpu() || !are_dense) {
-    average.lerp_(param, weight);
+    move_values(average, param, weight);
     return;
   }
   const int64_t numel = average.numel();

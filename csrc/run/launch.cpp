@@ -6,19 +6,20 @@
 namespace fused_optim {
 namespace {
 
-bool same_bucket(const TensorEntry& a, const TensorEntry& b) {
+bool same_bucket(const TensorEntry& a, const TensorEntry& b, BucketsOf kind) {
   if (a.mask != b.mask || !(a.device == b.device) || a.is_averaged() != b.is_averaged() ||
       a.is_double() != b.is_double())
     return false;
   // On the CPU each tensor finds its own way through one kernel.
-  if (a.device.kind == DeviceKind::CPU) return true;
+  if (a.device.kind == DeviceKind::CPU && kind == BucketsOf::EachDevice) return true;
   return a.is_uniform() == b.is_uniform() &&
          (!a.is_uniform() || a.formats[kParam] == b.formats[kParam]);
 }
 
 }  // namespace
 
-void for_each_bucket(const TensorTable& table, const std::function<void(const Bucket&)>& apply) {
+void for_each_bucket(const TensorTable& table, BucketsOf kind,
+                     const std::function<void(const Bucket&)>& apply) {
   std::vector<const TensorEntry*> waiting, bucket, others;
   std::vector<int64_t> ends;
   waiting.reserve(table.entries.size());
@@ -31,7 +32,7 @@ void for_each_bucket(const TensorTable& table, const std::function<void(const Bu
     ends.clear();
     int64_t total = 0;
     for (const TensorEntry* entry : waiting) {
-      if (!same_bucket(*entry, *waiting.front())) {
+      if (!same_bucket(*entry, *waiting.front(), kind)) {
         others.push_back(entry);
         continue;
       }
@@ -47,13 +48,14 @@ void prepare(const TensorTable& table) {
   const TensorEntry* last = nullptr;
   for (const TensorEntry& entry : table.entries) {
     if (entry.device.kind != DeviceKind::CUDA) continue;
-    if (last == nullptr || !same_bucket(*last, entry)) cuda::prepare(table.rule, entry);
+    if (last == nullptr || !same_bucket(*last, entry, BucketsOf::EachDevice))
+      cuda::prepare(table.rule, entry);
     last = &entry;
   }
 }
 
 void launch(const TensorTable& table) {
-  for_each_bucket(table, [](const Bucket& bucket) {
+  for_each_bucket(table, BucketsOf::EachDevice, [](const Bucket& bucket) {
     if (bucket.first().device.kind == DeviceKind::CUDA)
       cuda::apply(bucket);
     else
