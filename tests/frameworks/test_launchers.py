@@ -31,7 +31,9 @@ sys.stdout.write(f"{type(optimizer).__module__} {getattr(optimizer, 'fallback_re
                  f"{total:.6f} {sys.argv[1:]}\\n")
 sys.stdout.flush()
 if dist.is_initialized():
+    dist.barrier()  # neither goes while the other still speaks to it
     dist.destroy_process_group()
+    os._exit(0)  # without torch's teardown, in which gloo's threads can end the process
 """
 
 BIN = pathlib.Path(sys.executable).parent
