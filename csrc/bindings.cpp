@@ -46,14 +46,33 @@ void check_rule(int rule) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
 }
 
+/// From a pair: a tuple of (mesh, number, coordinate) for each mesh, and the callable.
+AcrossRanks read_across_ranks(const py::tuple& pair) {
+  AcrossRanks read;
+  const auto meshes = pair[0].cast<py::tuple>();
+  for (const py::handle& item : meshes) {
+    const auto place = item.cast<py::tuple>();
+    read.meshes.push_back(
+        {place[0].ptr(), place[1].cast<int>(), place[2].cast<std::vector<int64_t>>()});
+    read.num_meshes = std::max(read.num_meshes, read.meshes.back().number + 1);
+  }
+  read.exchange = pair[1].ptr();
+  return read;
+}
+
 /// None, or why torch's own step has to do it. `name`: the optimizer's, for errors.
 py::object step_of(int rule, const char* name, const py::object& param_groups,
                    const py::object& state, const py::object& grad_scale,
-                   const py::object& found_inf, StepOptions* options, Exchange* exchange) {
+                   const py::object& found_inf, StepOptions* options, Exchange* exchange,
+                   const py::object& across_ranks) {
   check_rule(rule);
+  std::optional<AcrossRanks> read;
+  // The tuples and their meshes stay: what owns them is an argument of this call.
+  if (!across_ranks.is_none()) read = read_across_ranks(across_ranks);
   return answer_of([&] {
-    step({rule, name, param_groups.ptr(), state.ptr(), grad_scale.ptr(), found_inf.ptr()}, options,
-         exchange);
+    step({rule, name, param_groups.ptr(), state.ptr(), grad_scale.ptr(), found_inf.ptr(),
+          read ? &*read : nullptr},
+         options, exchange);
   });
 }
 
@@ -63,7 +82,7 @@ py::object why_not_fused(int rule, const char* name, const py::object& param_gro
   check_rule(rule);
   return answer_of([&] {
     Amp amp(Py_None, Py_None);
-    gather(rule, name, param_groups.ptr(), state.ptr(), amp, options);
+    gather({rule, name, param_groups.ptr(), state.ptr(), Py_None, Py_None, nullptr}, amp, options);
   });
 }
 
@@ -246,7 +265,14 @@ PYBIND11_MODULE(_C, m) {
                     set<&StepOptions::skipped_steps>);
   m.def("step", &step_of, py::arg("rule"), py::arg("name"), py::arg("param_groups"),
         py::arg("state"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"),
-        py::arg("exchange"));
+        py::arg("exchange"), py::arg("across_ranks") = py::none());
+  m.def("meshes_of_params", [](const py::list& param_groups) {
+    try {
+      return py::reinterpret_steal<py::list>(meshes_of_params(param_groups.ptr()).release());
+    } catch (const PythonError&) {
+      throw py::error_already_set();
+    }
+  });
   m.def("why_not_fused", &why_not_fused, py::arg("rule"), py::arg("name"), py::arg("param_groups"),
         py::arg("state"), py::arg("options"));
   m.def("grad_norm", &grad_norm, py::arg("gradients"), py::arg("norm_type"));

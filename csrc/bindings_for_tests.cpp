@@ -27,7 +27,8 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
   DeviceInputs inputs{address(grad_scale), address(found_inf)};
   Amp amp(Py_None, Py_None);
   Gathered gathered =
-      gather(rule, kRules[rule].name, param_groups.ptr(), state.ptr(), amp, options);
+      gather({rule, kRules[rule].name, param_groups.ptr(), state.ptr(), Py_None, Py_None, nullptr},
+             amp, options);
   TensorTable& table = gathered.table;
   const bool has_step = kRules[rule].has_step;
   for (TensorEntry& entry : table.entries) {

@@ -28,6 +28,7 @@ from fused_optim.state_dtype import (
 )
 from fused_optim.step_hooks import hook_step_of, with_hooks
 from fused_optim.step_options import (
+    NormGroupOption,
     StepOption,
     at_least_0,
     between_0_and_1,
@@ -44,6 +45,8 @@ __all__ = ["FusedOptimizer", "Optimizer", "ParamsT"]
 FUSED_CLASSES: dict[type[Optimizer], type["FusedOptimizer"]] = {}
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     _Base = Optimizer
 else:
     _Base = object
@@ -86,6 +89,12 @@ class FusedOptimizer(_Base):
         ema_dtype (torch.float32 or torch.bfloat16): of the averages (default: None, the dtype of
             the parameter). Averages of bfloat16 parameters want float32: a step moves them by less
             than bfloat16 can tell.
+        norm_group (ProcessGroup): over whose ranks the norm is taken that ``max_grad_norm`` and
+            ``skip_nonfinite`` go by, where the parameters don't say it (default: None). Those that
+            are DTensors do: their norm is the whole tensors' on all ranks of their meshes. With a
+            group, plain parameters are shards, of which each of its ranks has some (FSDP1,
+            ZeroRedundancyOptimizer), and what disjoint meshes (pipeline stages) have is added up.
+            All its ranks step together. Copies of the optimizer share it, a pickle has none.
         state_dtype (torch.float32, torch.bfloat16, or a dict of these by name of a state): the
             dtype of states of the parameter's shape, also a key of a group (default: None, the
             parameter's for new states, and what exists or is loaded stays as it is). float32 for
@@ -112,6 +121,7 @@ class FusedOptimizer(_Base):
     zero_grads = StepOption(yes_or_no)
     ema_decay = StepOption(between_0_and_1)
     ema_dtype = StepOption(dtype_or_none)
+    norm_group = NormGroupOption()
     state_dtype = StateDtypeOption()
 
     def __init__(
@@ -122,12 +132,15 @@ class FusedOptimizer(_Base):
         zero_grads: bool = False,
         ema_decay: float | None = None,
         ema_dtype: torch.dtype | None = None,
+        norm_group: "ProcessGroup | None" = None,
         state_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
         **kwargs: Any,
     ) -> None:
         self.__dict__["_fused"] = OwnState()
         self._fused.sharded_by = constructed_by()
         # Before the groups are made, which may not say otherwise.
+        if norm_group is not None:
+            self.norm_group = norm_group
         if max_grad_norm is not None:
             self.max_grad_norm = max_grad_norm
         if skip_nonfinite is not False:

@@ -1,14 +1,30 @@
 """What a fused optimizer has beyond what its torch class has, in one object."""
 
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from fused_optim import _C
 from fused_optim.step_options import STEP_OPTIONS
+
+if TYPE_CHECKING:
+    from fused_optim.norm_across_ranks import ToldLater
 
 __all__ = ["OwnState", "OwnStateOf"]
 
 #: Options, and what steps find.
 _SAVED = (*STEP_OPTIONS, "state_dtype", "grad_norm", "skipped_steps")
+
+
+class _InThisProcess:
+    """What copies share and pickles leave behind."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_InThisProcess":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _InThisProcess, ()
 
 
 class OwnState:
@@ -33,6 +49,10 @@ class OwnState:
         self.has_averages = False
         #: Whose rank's share of the parameters this is, None where it is all of them.
         self.sharded_by: str | None = None
+        #: The process group that ``norm_group`` names.
+        self.norm_group: Any = None
+        #: Which ranks have failed in the last step, where a device knows and the host does not yet.
+        self.told_later: ToldLater | None = None
         #: What was assigned to ``_step_supports_amp_scaling``, None for nothing.
         self.supports_amp_scaling: bool | None = None
         #: Whether a state may have another dtype than its parameter.
@@ -41,9 +61,14 @@ class OwnState:
         self.loading: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or pickle keeps: options, findings, whose share."""
-        options = {name: getattr(self.options, name) for name in _SAVED}
-        return {**options, "sharded_by": self.sharded_by, "has_dtypes": self.has_dtypes}
+        """What a copy or pickle keeps: options, findings, whose share. Of the process group a
+        copy has the same, and a pickle none."""
+        return {
+            **{name: getattr(self.options, name) for name in _SAVED},
+            "sharded_by": self.sharded_by,
+            "has_dtypes": self.has_dtypes,
+            "norm_group": _InThisProcess(self.norm_group),
+        }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         OwnState.__init__(self)
@@ -52,7 +77,8 @@ class OwnState:
     def restore(self, saved: dict[str, Any]) -> None:
         self.sharded_by = saved.get("sharded_by")
         self.has_dtypes = saved.get("has_dtypes", False)
-        for name in saved.keys() - {"sharded_by", "has_dtypes"}:
+        self.norm_group = saved["norm_group"].value if "norm_group" in saved else None
+        for name in saved.keys() - {"sharded_by", "has_dtypes", "norm_group"}:
             setattr(self.options, name, saved[name])
         self.has_options = self.options.any
         self.has_averages = self.options.ema_decay is not None

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch.optim import Optimizer
 
+from fused_optim import _C
+
 if TYPE_CHECKING:
+    from fused_optim.norm_across_ranks import NormAcrossRanks
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["check_norm_is_whole", "constructed_by", "owned_by", "refuse_for_a_shard"]
+__all__ = ["constructed_by", "norm_across_ranks", "owned_by", "refuse_for_a_shard"]
 
+_DTENSOR = "torch.distributed.tensor"
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 _ZERO_CLASS = "ZeroRedundancyOptimizer"
 _FSDP1 = "torch.distributed.fsdp._flat_param"
@@ -55,18 +59,48 @@ def owned_by(optimizer: Optimizer) -> str | None:
     return None
 
 
-def refuse_for_a_shard(optimizer: "FusedOptimizer", what: str) -> None:
-    """Raises RuntimeError if the optimizer is one rank's share of another one."""
-    if optimizer._fused.sharded_by is not None:
-        raise RuntimeError(
-            f"fused_optim.{optimizer._name}: {what} within {optimizer._fused.sharded_by}, where "
-            "each rank's optimizer sees its own share of the parameters alone. All ranks have all "
-            "gradients: clip (torch.nn.utils.clip_grad_norm_) and zero them around the step"
-        )
+def refuse_for_a_shard(optimizer: "FusedOptimizer", what: str, needs_norm: bool = False) -> None:
+    """Raises RuntimeError if the optimizer is one rank's share of another one.
+
+    Args:
+        what (str): is refused.
+        needs_norm (bool): a ``norm_group`` makes it whole.
+    """
+    fused = optimizer._fused
+    if fused.sharded_by is None or (needs_norm and fused.norm_group is not None):
+        return
+    cure = ", or pass norm_group, the process group of those ranks" if needs_norm else ""
+    raise RuntimeError(
+        f"fused_optim.{optimizer._name}: {what} within {fused.sharded_by}, where each rank's "
+        "optimizer sees its own share of the parameters alone. All ranks have all gradients: clip "
+        f"(torch.nn.utils.clip_grad_norm_) and zero them around the step{cure}"
+    )
 
 
-def check_norm_is_whole(optimizer: "FusedOptimizer") -> None:
-    """Raises RuntimeError if a parameter is one rank's part of an FSDP1 parameter."""
+def norm_across_ranks(optimizer: "FusedOptimizer") -> "NormAcrossRanks | None":
+    """The norm of a step whose gradients other ranks have parts of; None if nobody has.
+
+    Raises:
+        RuntimeError: if parameters are one rank's plain shards, and nothing says whose others are.
+    """
+    group = optimizer._fused.norm_group
+    if group is None:
+        _check_norm_is_whole(optimizer)
+    meshes = _C.meshes_of_params(optimizer.param_groups) if _DTENSOR in sys.modules else []
+    if not meshes and (group is None or group.size() == 1):
+        return None
+    from fused_optim.norm_across_ranks import NormAcrossRanks
+
+    first = next((p for own in optimizer.param_groups for p in own["params"]), torch.empty(0))
+    is_max = optimizer._fused.options.max_grad_norm is None
+    found_inf = getattr(optimizer, "found_inf", None)
+    return NormAcrossRanks(optimizer._name, meshes, group, first.device, is_max, found_inf)
+
+
+def _check_norm_is_whole(optimizer: "FusedOptimizer") -> None:
+    """Raises RuntimeError if a parameter is one rank's part of an FSDP1 parameter, or the optimizer
+    one rank's share."""
+    refuse_for_a_shard(optimizer, "max_grad_norm or skip_nonfinite", needs_norm=True)
     if _FSDP1 not in sys.modules or not torch.distributed.is_initialized():
         return
     if torch.distributed.get_world_size() == 1:
@@ -78,5 +112,6 @@ def check_norm_is_whole(optimizer: "FusedOptimizer") -> None:
                     f"fused_optim.{optimizer._name}: group {number}, parameter {index}: "
                     "max_grad_norm or skip_nonfinite with FullyShardedDataParallel. Each rank "
                     "would clip or skip by the norm of its own part. Clip the gradients before the "
-                    "step instead, with FullyShardedDataParallel.clip_grad_norm_"
+                    "step instead, with FullyShardedDataParallel.clip_grad_norm_, or pass "
+                    "norm_group, the process group over which the parameters are sharded"
                 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fused_optim.sharding import is_dtensor
 from fused_optim.state_dtype import (
     check_group_dtypes,
     for_param,
@@ -119,7 +120,7 @@ def _find_states(optimizer: "FusedOptimizer") -> list[_State]:
 
 
 def _has_convertible(param: Tensor, state: Any) -> bool:
-    if type(param) not in _PLAIN or type(state) not in _PLAIN:
+    if not all(type(tensor) in _PLAIN or is_dtensor(tensor) for tensor in (param, state)):
         return False
     if state.layout != torch.strided or state.is_complex() != param.is_complex():
         return False

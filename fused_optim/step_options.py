@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fused_optim import _C
 from fused_optim.shards import refuse_for_a_shard
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STEP_OPTIONS",
+    "NormGroupOption",
     "StepOption",
     "at_least_0",
     "between_0_and_1",
@@ -55,10 +58,25 @@ class StepOption:
         value = self.check(self.name, value)
         fused = optimizer._fused
         if self.name in _OF_ALL_GRADIENTS and value != STEP_OPTIONS[self.name]:
-            refuse_for_a_shard(optimizer, self.name)
+            refuse_for_a_shard(optimizer, self.name, needs_norm=self.name != "zero_grads")
         setattr(fused.options, self.name, value)
         fused.has_options = fused.options.any
         fused.has_averages = fused.has_averages or fused.options.ema_decay is not None
+
+
+class NormGroupOption:
+    """The attribute ``norm_group``: a process group, which no checkpoint can hold."""
+
+    def __get__(self, optimizer: "FusedOptimizer | None", owner: type | None = None) -> Any:
+        return self if optimizer is None else optimizer._fused.norm_group
+
+    def __set__(self, optimizer: "FusedOptimizer", value: Any) -> None:
+        distributed = torch.distributed
+        if value is not None and not (
+            distributed.is_available() and isinstance(value, distributed.ProcessGroup)
+        ):
+            raise ValueError(f"Invalid norm_group value: {value}, not a ProcessGroup")
+        optimizer._fused.norm_group = value
 
 
 def set_options(options: _C.StepOptions) -> dict[str, Any]:
@@ -76,9 +94,9 @@ def remove_step_options(group: dict[str, Any], optimizer: "FusedOptimizer", what
     Raises:
         ValueError: for others, which no step would look at.
     """
-    names = STEP_OPTIONS.keys() & group.keys()
+    names = {*STEP_OPTIONS, "norm_group"} & group.keys()
     for name in names:
-        own = getattr(optimizer._fused.options, name)
+        own = getattr(optimizer, name)
         if group[name] != own:
             raise ValueError(
                 f"fused_optim.{optimizer._name}: {what} has {name}={group[name]!r}, but {name} is "

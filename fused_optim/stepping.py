@@ -7,11 +7,12 @@ import torch
 
 from fused_optim import _C
 from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
-from fused_optim.shards import check_norm_is_whole
+from fused_optim.shards import norm_across_ranks
 from fused_optim.torch_class import check_graph_capture
 from fused_optim.torch_step import torch_step
 
 if TYPE_CHECKING:
+    from fused_optim.norm_across_ranks import NormAcrossRanks
     from fused_optim.optimizer import FusedOptimizer
 
 __all__ = ["general_fallback", "step"]
@@ -29,15 +30,27 @@ def step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -> Any:
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-    if fused.options.needs_norm:
-        check_norm_is_whole(optimizer)
-    fallback = general_fallback(optimizer) or _step_on_kernels(optimizer)
+    across_ranks = norm_across_ranks(optimizer) if fused.options.needs_norm else None
+    if across_ranks is None:
+        _step(optimizer, None)
+    else:
+        with across_ranks.telling():
+            told, fused.told_later = fused.told_later, None
+            if told is not None:
+                told.check(optimizer._name)
+            _step(optimizer, across_ranks)
+        fused.told_later = across_ranks.told_later
+    return loss
+
+
+def _step(optimizer: "FusedOptimizer", across_ranks: "NormAcrossRanks | None") -> None:
+    fused = optimizer._fused
+    fallback = general_fallback(optimizer) or _step_on_kernels(optimizer, across_ranks)
     if fallback is not None or fused.fallback_reason is not None:
         note(optimizer, fallback)
     if fallback is not None:
         with fused.exchange:
-            torch_step(optimizer, default_implementation=fallback is not ASKED_FOR)
-    return loss
+            torch_step(optimizer, fallback is not ASKED_FOR, across_ranks)
 
 
 def general_fallback(optimizer: "FusedOptimizer") -> Fallback | None:
@@ -51,7 +64,9 @@ def general_fallback(optimizer: "FusedOptimizer") -> Fallback | None:
     return None
 
 
-def _step_on_kernels(optimizer: "FusedOptimizer") -> Fallback | None:
+def _step_on_kernels(
+    optimizer: "FusedOptimizer", across_ranks: "NormAcrossRanks | None"
+) -> Fallback | None:
     """Does the step, or says why torch's own has to."""
     found = _C.step(
         optimizer._rule,
@@ -62,5 +77,6 @@ def _step_on_kernels(optimizer: "FusedOptimizer") -> Fallback | None:
         getattr(optimizer, "found_inf", None),
         optimizer._fused.options,
         optimizer._fused.exchange,
+        None if across_ranks is None else (across_ranks.places, across_ranks.exchange),
     )
     return None if found is None else Fallback(*found)

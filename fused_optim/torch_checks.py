@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fused_optim import _C
+from fused_optim.sharding import are_placed_alike, is_dtensor, local_of, placed_as
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -110,6 +111,8 @@ def _check_average(place: _Place, param: Tensor, state: dict[str, Any]) -> None:
 
 def _check_gradient(place: _Place, param: Tensor, grad: Tensor) -> None:
     _check_writable(place, param, "param")
+    if is_dtensor(grad) != is_dtensor(param):
+        place.fail("grad", _mixed(param))
     if grad.is_meta != param.is_meta or (grad.dim() > 0 and grad.device != param.device):
         place.fail("grad", f"is on {grad.device}, the parameter on {param.device}")
     if grad.shape == param.shape:
@@ -120,6 +123,12 @@ def _check_gradient(place: _Place, param: Tensor, grad: Tensor) -> None:
         fits = False
     if not fits:
         place.fail("grad", f"has shape {list(grad.shape)}, the parameter {list(param.shape)}")
+
+
+def _mixed(param: Tensor) -> str:
+    if is_dtensor(param):
+        return f"is no DTensor, the parameter is placed as {placed_as(param)}"
+    return "is a DTensor, the parameter is none"
 
 
 def _check_writable(place: _Place, tensor: Tensor, name: str) -> None:
@@ -151,8 +160,13 @@ def _check_state(
         if value.is_meta and not param.is_meta:
             place.fail(name, f"is on {value.device}, the parameter on {param.device}")
         return
-    if value.shape != param.shape:
-        place.fail(name, f"has shape {list(value.shape)}, the parameter {list(param.shape)}")
+    if is_dtensor(value) != is_dtensor(param):
+        place.fail(name, _mixed(param))
+    if is_dtensor(param) and not are_placed_alike(param, value):
+        place.fail(name, f"is placed as {placed_as(value)}, the parameter as {placed_as(param)}")
+    for own, of_param in ((value, param), (local_of(value), local_of(param))):
+        if own.shape != of_param.shape:
+            place.fail(name, f"has shape {list(own.shape)}, the parameter {list(of_param.shape)}")
     if value.device != param.device:
         place.fail(name, f"is on {value.device}, the parameter on {param.device}")
 

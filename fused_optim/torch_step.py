@@ -13,22 +13,31 @@ from torch.optim import Optimizer
 
 from fused_optim import _C
 from fused_optim.state_dtype import for_param
+from fused_optim.norm_for_torch import norm_for_torch
+from fused_optim.sharding import are_dtensors_alike, is_dtensor
 from fused_optim.states_for_torch import StatesForTorch
 from fused_optim.torch_checks import check_for_torch, rehearse_for_torch
 
 if TYPE_CHECKING:
+    from fused_optim.norm_across_ranks import NormAcrossRanks
     from fused_optim.optimizer import FusedOptimizer
 
 __all__ = ["torch_step"]
 
 
-def torch_step(optimizer: "FusedOptimizer", default_implementation: bool) -> None:
+def torch_step(
+    optimizer: "FusedOptimizer",
+    default_implementation: bool,
+    across_ranks: "NormAcrossRanks | None" = None,
+) -> None:
     """Steps with the torch class's implementation.
 
     Args:
         optimizer: its step options, ``grad_scale`` and ``found_inf`` are honoured.
         default_implementation (bool): let torch choose among its implementations instead of what
-            the groups say: its fused kernels check no layouts.
+            the groups say: its fused kernels check no layouts. Of DTensors it would choose none
+            but the for-loop; where all of a group are laid out alike, what the group says is done.
+        across_ranks: the norm of the gradients, where other ranks have parts of them.
 
     Raises:
         Exception: before anything has changed, for what :func:`check_for_torch` finds.
@@ -41,7 +50,7 @@ def torch_step(optimizer: "FusedOptimizer", default_implementation: bool) -> Non
     check_for_torch(optimizer)
     with StatesForTorch(optimizer) as states:
         rehearse_for_torch(optimizer, reset_flags)
-        is_done, grads = _decide(optimizer, params, options)
+        is_done, grads = _decide(optimizer, params, options, across_ranks)
         if is_done:
             joining = _values_of_joining(optimizer, params) if options.ema_decay is not None else {}
             _step_on(grads, optimizer, params, reset_flags)
@@ -53,17 +62,26 @@ def torch_step(optimizer: "FusedOptimizer", default_implementation: bool) -> Non
 
 
 def _decide(
-    optimizer: "FusedOptimizer", params: list[Tensor], options: _C.StepOptions
+    optimizer: "FusedOptimizer",
+    params: list[Tensor],
+    options: _C.StepOptions,
+    across_ranks: "NormAcrossRanks | None",
 ) -> tuple[bool, list[Tensor | None] | None]:
     """Whether the step is done, and unscaled and clipped gradients for it, None where the
     parameters' own will do."""
+    grads = [p.grad for p in params]
     grad_scale, found_inf = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
     is_done = found_inf is None or float(found_inf) == 0
     scale = 1.0 if grad_scale is None else float(grad_scale)
     coefficient = None
     # On the meta device there is no norm to clip by.
     if options.needs_norm and not any(p.is_meta for p in params):
-        norm = _total_norm([p.grad for p in params if p.grad is not None]) / scale
+        if across_ranks is None:
+            norm = _total_norm([grad for grad in grads if grad is not None]) / scale
+        else:
+            grads, total = norm_for_torch(across_ranks, params)
+            norm = total / scale
+            is_done = is_done and not bool(across_ranks.has_overflowed)
         is_done = is_done and not (options.skip_nonfinite and not norm.isfinite())
         if options.max_grad_norm is not None:
             options.grad_norm = norm
@@ -75,9 +93,12 @@ def _decide(
 
     def prepared(grad: Tensor) -> Tensor:
         grad = grad if scale == 1 else grad / scale
-        return grad if coefficient is None else grad * coefficient.to(grad.device)
+        if coefficient is None:
+            return grad
+        # A plain number for DTensors, which don't mix with tensors.
+        return grad * (coefficient.item() if is_dtensor(grad) else coefficient.to(grad.device))
 
-    return is_done, [None if p.grad is None else prepared(p.grad) for p in params]
+    return is_done, [None if grad is None else prepared(grad) for grad in grads]
 
 
 def _step_on(
@@ -95,7 +116,12 @@ def _step_on(
     own = optimizer.__dict__
     amp: dict[str, Any] = {name: own[name] for name in ("grad_scale", "found_inf") if name in own}
     groups = optimizer.param_groups
-    asked = [{name: group[name] for name in reset_flags if name in group} for group in groups]
+    asked = [
+        {}
+        if are_dtensors_alike(group, optimizer.state)
+        else {name: group[name] for name in reset_flags if name in group}
+        for group in groups
+    ]
     places: list[dict[str, Any]] = [own, *groups]
     put_away: list[dict[str, Any]] = [amp, *asked]
     grads_before = [p.grad for p in params]
@@ -121,11 +147,7 @@ def _total_norm(grads: list[Tensor]) -> Tensor:
     """The 2-norm of all gradients, of sparse ones that of their values."""
     values = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
     norm = _C.grad_norm(values, 2.0)
-    if isinstance(norm, str):
-        norm = torch.nn.utils.get_total_norm(values)
-        if hasattr(norm, "full_tensor"):  # of distributed tensors
-            norm = norm.full_tensor()
-    return norm
+    return torch.nn.utils.get_total_norm(values) if isinstance(norm, str) else norm
 
 
 def _count(options: _C.StepOptions, device: torch.device, skipped: int) -> None:

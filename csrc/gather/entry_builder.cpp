@@ -45,7 +45,7 @@ NewState& EntryBuilder::new_state(Device device, const FoundParam& found, const 
   has_new_state_ = true;
   // One dict that is the state of two parameters would get the second one's tensors alone.
   if (found.state != nullptr) storages_.add_owner(found.state);
-  gathered_.new_states.emplace_back(found.object, found.state);
+  gathered_.new_states.emplace_back(found.object, found.state, found.spec != nullptr);
   return gathered_.new_states.back();
 }
 

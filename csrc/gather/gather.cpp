@@ -13,6 +13,7 @@
 #include "gather/gradient.h"
 #include "gather/lookup.h"
 #include "gather/python_dict.h"
+#include "gather/python_tensor.h"
 #include "gather/states.h"
 #include "rules/registry.h"
 #include "tensors/checks.h"
@@ -30,19 +31,22 @@ int64_t count_params(std::vector<ParamGroup>& groups) {
 /// The loop over groups and their parameters.
 class Gatherer {
  public:
-  Gatherer(int rule, const char* name, PyObject* state, const StepOptions& options,
+  Gatherer(const StepArguments& arguments, const StepOptions& options, const KnownMeshes& known,
            Gathered& gathered)
-      : rule_(kRules[rule]),
-        rows_(rows_of(rule)),
-        state_(state),
+      : rule_(kRules[arguments.rule]),
+        rows_(rows_of(arguments.rule)),
+        state_(arguments.state),
         options_(options),
+        across_ranks_(arguments.across_ranks),
         gathered_(gathered),
-        builder_(gathered, name, count_params(gathered.groups) * (kFirstState + rows_.num_rows)),
-        states_(rule_, rows_, state, options.ema_dtype, builder_, gathered) {}
+        sharded_(known),
+        builder_(gathered, arguments.name,
+                 count_params(gathered.groups) * (kFirstState + rows_.num_rows)),
+        states_(rule_, rows_, state_, options.ema_dtype, sharded_, builder_, gathered) {}
 
   void run() {
     reserve();
-    check_keys(state_);
+    check_keys(state_, sharded_);
     for (ParamGroup& group : gathered_.groups) {
       add_group(group);
       ++builder_.where.group;
@@ -58,13 +62,14 @@ class Gatherer {
     gathered_.table.one_element_states.reserve(num_params * rule_.num_one_element);
     gathered_.written.reserve(num_params * (2 + rows_.num_rows));
     gathered_.read.reserve(num_params);
+    if (across_ranks_ != nullptr) gathered_.gradients_of_meshes.resize(across_ranks_->num_meshes);
   }
 
   void add_group(ParamGroup& group) {
     PyObject* params = group.params.get();
     rows_by_device_.clear();
     const RowMask average = options_.ema_decay ? RowMask{1} << rows_.average() : 0;
-    const Lookup lookup{rows_, group.rows | average, state_};
+    const Lookup lookup{rows_, group.rows | average, state_, sharded_};
     const Py_ssize_t size = PyList_GET_SIZE(params);
     for (Py_ssize_t first = 0; first < size; first += kBatch) {
       find_batch(lookup, PySequence_Fast_ITEMS(params) + first, first,
@@ -82,9 +87,10 @@ class Gatherer {
 
   void add_param(const FoundParam& found, const ParamGroup& group, RowMask are_on) {
     const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
-    const c10::TensorImpl& grad = *found.grad;
+    const c10::TensorImpl& grad = *found.grad->unsafeGetTensorImpl();
     TensorTable& table = gathered_.table;
     check_param(param);
+    if (found.spec != nullptr) check_sharded(found);
     TensorEntry entry{};
     entry.device = device_of(param);
     if (entry.device.kind == DeviceKind::CPU) gathered_.let_host_decide(HostDecides::ForCpuParams);
@@ -95,10 +101,37 @@ class Gatherer {
     builder_.add_operand(entry, param, param, kParam, "param");
     if (grad.is_sparse()) throw NotFusedAsExpected("a gradient is sparse");
     check_operand(builder_.where, param, grad, kGradName);
-    add_grad(builder_, gathered_, entry, found, options_);
+    add_grad(builder_, gathered_, entry, found, options_, gradients_beside(found));
     table.one_element_states.resize((table.entries.size() + 1) * table.num_one_element);
     states_.add(entry, found, group, are_on);
     table.entries.push_back(entry);
+  }
+
+  /// What holds of a DTensor and its gradient beyond what does of their parts.
+  void check_sharded(const FoundParam& found) {
+    sharded_.check_is_placed(found.spec);
+    if (is_plain_type(found.grad_object))
+      builder_.where.fail(kGradName, "is no DTensor, the parameter is one");
+    if (!sharded_.is_dtensor(found.grad_object))
+      throw NotFused("a DTensor's gradient is of another type");
+    if (!sharded_.are_placed_alike(found.spec, sharded_.spec_of(found.grad_object)))
+      throw NotFused("a gradient is placed otherwise than its parameter");
+    c10::TensorImpl* param = unpack(found.object).unsafeGetTensorImpl();
+    c10::TensorImpl* grad = unpack(found.grad_object).unsafeGetTensorImpl();
+    if (grad->sizes() != param->sizes())
+      builder_.where.fail(kGradName,
+                          "has shape " + shape_of(*grad) + ", the parameter " + shape_of(*param));
+    gathered_.wrappers.push_back(param);
+    if (options_.zero_grads) gathered_.wrappers.push_back(grad);
+  }
+
+  /// Where a norm adds up this parameter's gradient; nullptr where another rank's replica counts.
+  Gradients* gradients_beside(const FoundParam& found) {
+    if (across_ranks_ == nullptr || found.spec == nullptr) return &gathered_.gradients;
+    const MeshPlace* place = across_ranks_->find(mesh_of(found.spec));
+    if (place == nullptr) throw NotFused("a parameter's mesh has changed within the step");
+    if (!sharded_.is_first_replica(found.spec, place->coordinate)) return nullptr;
+    return &gathered_.gradients_of_meshes[place->number];
   }
 
   /// The group's row for this device: each of them reads device tensors of its own.
@@ -115,23 +148,26 @@ class Gatherer {
   const RuleRows& rows_;
   PyObject* state_;
   const StepOptions& options_;
+  const AcrossRanks* across_ranks_;
   Gathered& gathered_;
+  Sharded sharded_;
   EntryBuilder builder_;
   StateGatherer states_;
   std::vector<FoundParam> found_;
   std::vector<std::pair<Device, int32_t>> rows_by_device_;  // of the current group
 };
 
-std::vector<ParamGroup> read_groups(int rule, const char* name, PyObject* groups, PyObject* state,
-                                    const StateDtypes& dtypes) {
-  if (!PyList_CheckExact(groups) || !is_plain_dict(state))
+std::vector<ParamGroup> read_groups(const StepArguments& arguments, const StateDtypes& dtypes) {
+  PyObject* groups = arguments.param_groups;
+  if (!PyList_CheckExact(groups) || !is_plain_dict(arguments.state))
     throw NotFused("param_groups is no plain list, or state no plain dict");
   std::vector<ParamGroup> read;
   read.reserve(PyList_GET_SIZE(groups));
   // What a group's values run may change the list of groups.
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
     THPObjectPtr group = owned(PyList_GET_ITEM(groups, i));
-    read.push_back(read_group(group, rows_of(rule), kRules[rule], dtypes, name, i));
+    read.push_back(read_group(group, rows_of(arguments.rule), kRules[arguments.rule], dtypes,
+                              arguments.name, i));
   }
   return read;
 }
@@ -146,26 +182,37 @@ void check_host_can_wait(const Gathered& gathered) {
           ", but a CUDA graph is being captured. Nothing was changed.");
 }
 
-}  // namespace
-
-Gathered gather(int rule, const char* name, PyObject* param_groups, PyObject* state, Amp& amp,
-                const StepOptions& options) {
+Gathered gather_once(const StepArguments& arguments, Amp& amp, const StepOptions& options,
+                     const KnownMeshes& known) {
   const at::NoGradGuard no_grad;
   // Such a mode (FakeTensorMode, tracers, counters) means to see the operations.
   if (c10::impl::TorchDispatchModeTLS::any_modes_set())
     throw NotFusedAsExpected("a TorchDispatchMode is active");
   Gathered gathered;
-  gathered.groups = read_groups(rule, name, param_groups, state, *options.state_dtypes);
-  gathered.table.rule = rule;
+  gathered.groups = read_groups(arguments, *options.state_dtypes);
+  gathered.table.rule = arguments.rule;
   gathered.table.zero_grads = options.zero_grads;
   if (options.ema_decay) gathered.table.ema_weight = 1.0 - *options.ema_decay;
-  Gatherer(rule, name, state, options, gathered).run();
+  Gatherer(arguments, options, known, gathered).run();
   if (gathered.host_decides != HostDecides::No) {
     if (amp.is_on_device() || options.needs_norm()) check_host_can_wait(gathered);
     amp.read_on_host();
   }
   amp.apply(gathered.table, gathered.owned);
   return gathered;
+}
+
+}  // namespace
+
+Gathered gather(const StepArguments& arguments, Amp& amp, const StepOptions& options) {
+  KnownMeshes known;
+  for (;;) {
+    try {
+      return gather_once(arguments, amp, options, known);
+    } catch (UnknownMeshes& pair) {
+      known.compare(std::move(pair));
+    }
+  }
 }
 
 }  // namespace fused_optim

@@ -38,8 +38,10 @@ struct Gathered {
   std::vector<c10::TensorImpl*> written;  // borrowed: parameters and states, for their versions
   std::vector<c10::TensorImpl*> read;     // borrowed: gradients
   std::vector<c10::TensorImpl*> beside_table;  // borrowed: of parameters without a gradient
+  std::vector<c10::TensorImpl*> wrappers;      // borrowed: DTensors around what is written
   std::vector<at::Tensor> owned;               // copies that kernels read
   Gradients gradients;                         // for the norm, where the step needs one
+  std::vector<Gradients> gradients_of_meshes;  // for one over several ranks: those of DTensors
   std::vector<at::Tensor> copied_grads;        // not dense, so the step reads and zeroes a copy
   std::vector<Averaged> first_averages;        // the optimizer's first: become the parameters
   std::vector<Averaged> averages_alone;        // of parameters without a gradient

@@ -20,9 +20,9 @@ void check_is_zeroable(const Where& where, const c10::TensorImpl& grad) {
 }  // namespace
 
 void add_grad(EntryBuilder& builder, Gathered& result, TensorEntry& entry, const FoundParam& found,
-              const StepOptions& options) {
+              const StepOptions& options, Gradients* for_norm) {
   const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
-  const c10::TensorImpl* grad = found.grad;
+  const c10::TensorImpl* grad = found.grad->unsafeGetTensorImpl();
   result.read.push_back(const_cast<c10::TensorImpl*>(grad));
   if (options.zero_grads) {
     check_is_zeroable(builder.where, *grad);
@@ -31,13 +31,13 @@ void add_grad(EntryBuilder& builder, Gathered& result, TensorEntry& entry, const
   const bool must_be_dense = options.zero_grads || options.needs_norm();
   if (must_be_dense && !grad->is_non_overlapping_and_dense()) {
     builder.locate(*grad, kGradName);
-    result.copied_grads.push_back(found.tensor->grad().detach());
-    result.owned.push_back(found.tensor->grad().contiguous());
+    result.copied_grads.push_back(found.grad->detach());
+    result.owned.push_back(found.grad->contiguous());
     grad = result.owned.back().unsafeGetTensorImpl();
   }
   builder.set_operand(entry, param, *grad, kGrad, kGradName);
-  if (options.needs_norm())
-    result.gradients.add(entry.operands[kGrad], entry.numel, entry.formats[kGrad], entry.device);
+  if (options.needs_norm() && for_norm != nullptr)
+    for_norm->add(entry.operands[kGrad], entry.numel, entry.formats[kGrad], entry.device);
 }
 
 }  // namespace fused_optim

@@ -6,8 +6,9 @@
 
 namespace fused_optim {
 
-/// The gradient as an operand; where it is not dense but has to be, a copy.
+/// The gradient as an operand; where it is not dense but has to be, a copy. `for_norm`: where a
+/// norm finds it; nullptr where it does not count.
 void add_grad(EntryBuilder& builder, Gathered& gathered, TensorEntry& entry,
-              const FoundParam& found, const StepOptions& options);
+              const FoundParam& found, const StepOptions& options, Gradients* for_norm);
 
 }  // namespace fused_optim

@@ -63,11 +63,36 @@ void find_values(const Lookup& lookup, FoundParam& param) {
   if (!are_all_known) find_by_value(lookup, param);
 }
 
-/// Calls visit(TensorImpl) for each state that is a plain tensor.
+/// Calls visit(TensorImpl) for each state that is a plain tensor, or a DTensor's part.
 template <class Visit>
-void for_each_state(const FoundParam& param, Visit visit) {
-  for (PyObject* value : param.values)
-    if (value != nullptr && is_plain_type(value)) visit(*unpack(value).unsafeGetTensorImpl());
+void for_each_state(const FoundParam& param, Sharded& sharded, Visit visit) {
+  for (PyObject* value : param.values) {
+    if (value == nullptr) continue;
+    if (is_plain_type(value))
+      visit(*unpack(value).unsafeGetTensorImpl());
+    else if (sharded.is_dtensor(value))
+      visit(*unpack(sharded.local_of(value)).unsafeGetTensorImpl());
+  }
+}
+
+/// The parameter's own tensor, or this rank's part of it.
+const at::Tensor& tensor_of(PyObject* param, Sharded& sharded) {
+  if (is_plain_type(param)) return unpack(param);
+  if (!sharded.is_dtensor(param))
+    throw NotFused("a parameter is of another type than Tensor, Parameter and DTensor");
+  return unpack(sharded.local_of(param));
+}
+
+void find_grad(const at::Tensor& grad, Sharded& sharded, FoundParam& param) {
+  if (!grad.defined()) return;
+  param.grad = &grad;
+  if (param.spec == nullptr) return;
+  // The gradient keeps its object, which no code makes: that of a subclass exists.
+  param.grad_object = object_of(grad);
+  if (param.grad_object == nullptr) throw PythonError();
+  Py_DECREF(param.grad_object);
+  if (sharded.is_dtensor(param.grad_object))
+    param.grad = &unpack(sharded.local_of(param.grad_object));
 }
 
 void prefetch_storage(const c10::TensorImpl& tensor) {
@@ -109,37 +134,39 @@ bool is_tensor(PyObject* object) {
          PyType_IsSubtype(Py_TYPE(object), reinterpret_cast<PyTypeObject*>(THPVariableClass));
 }
 
-void check_keys(PyObject* states) {
+void check_keys(PyObject* states, Sharded& sharded) {
   PyObject *key, *value;
   for (Py_ssize_t position = 0; PyDict_Next(states, &position, &key, &value);)
-    if (!is_plain_type(key) && !PyUnicode_CheckExact(key))
-      throw NotFused("the state has a key of another type than Tensor and Parameter");
+    if (!is_plain_type(key) && !PyUnicode_CheckExact(key) && !sharded.is_dtensor(key))
+      throw NotFused("the state has a key of another type than Tensor, Parameter and DTensor");
 }
 
 void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first, Py_ssize_t count,
                 std::vector<FoundParam>& found) {
-  const c10::TensorImpl* tensors[kBatch];
+  const c10::TensorImpl* owners[kBatch];
+  const at::Tensor* tensors[kBatch];
   for (Py_ssize_t i = 0; i < count; ++i) __builtin_prefetch(params[i]);
   for (Py_ssize_t i = 0; i < count; ++i) {
-    if (!is_plain_type(params[i]))
-      throw NotFused("a parameter is of another type than Tensor and Parameter");
-    tensors[i] = unpack(params[i]).unsafeGetTensorImpl();
-    prefetch(tensors[i]);
+    tensors[i] = &tensor_of(params[i], lookup.sharded);
+    owners[i] = unpack(params[i]).unsafeGetTensorImpl();
+    prefetch(owners[i]);
+    if (&unpack(params[i]) != tensors[i]) prefetch(tensors[i]->unsafeGetTensorImpl());
   }
   found.clear();
   for (Py_ssize_t i = 0; i < count; ++i) {
-    if (tensors[i]->autograd_meta() != nullptr) __builtin_prefetch(tensors[i]->autograd_meta());
-    prefetch_storage(*tensors[i]);
+    if (owners[i]->autograd_meta() != nullptr) __builtin_prefetch(owners[i]->autograd_meta());
+    prefetch_storage(*tensors[i]->unsafeGetTensorImpl());
   }
   for (Py_ssize_t i = 0; i < count; ++i) {
-    const at::Tensor& grad = tensors[i]->grad();
+    const at::Tensor& grad = owners[i]->grad();
     if (!grad.defined() && !lookup.with_averages()) continue;
-    if (grad.defined()) prefetch(grad.unsafeGetTensorImpl());
     FoundParam param{};
     param.object = params[i];
     param.index = first + i;
-    param.tensor = &unpack(params[i]);
-    param.grad = grad.defined() ? grad.unsafeGetTensorImpl() : nullptr;
+    param.tensor = tensors[i];
+    if (tensors[i] != &unpack(params[i])) param.spec = lookup.sharded.spec_of(params[i]);
+    find_grad(grad, lookup.sharded, param);
+    if (param.grad != nullptr) prefetch(param.grad->unsafeGetTensorImpl());
     param.state = find_state(lookup.states, params[i]);
     if (param.state != nullptr) __builtin_prefetch(param.state);
     found.push_back(param);
@@ -149,10 +176,10 @@ void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first,
     return param.grad == nullptr && param.values[lookup.rows.average()] == nullptr;
   });
   for (const FoundParam& param : found) {
-    if (param.grad != nullptr) prefetch_storage(*param.grad);
-    for_each_state(param, [](const c10::TensorImpl& tensor) { prefetch(&tensor); });
+    if (param.grad != nullptr) prefetch_storage(*param.grad->unsafeGetTensorImpl());
+    for_each_state(param, lookup.sharded, [](const c10::TensorImpl& tensor) { prefetch(&tensor); });
   }
-  for (const FoundParam& param : found) for_each_state(param, prefetch_storage);
+  for (const FoundParam& param : found) for_each_state(param, lookup.sharded, prefetch_storage);
 }
 
 void initialize_lookup(PyObject* parameter_type, PyObject* defaultdict_type) {
@@ -163,6 +190,7 @@ void initialize_lookup(PyObject* parameter_type, PyObject* defaultdict_type) {
   g_params_key = intern("params");
   g_maximize_key = intern("maximize");
   g_state_dtype_key = intern("state_dtype");
+  initialize_sharded();
   for (int rule = 0; rule < kNumRules; ++rule) g_rows[rule] = intern_rows(kRules[rule]);
 }
 

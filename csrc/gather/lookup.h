@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "gather/sharded.h"
 #include "gather/state_rows.h"
 
 namespace fused_optim {
@@ -28,16 +29,18 @@ bool is_tensor(PyObject* object);
 
 /// Throws NotFused unless looking up a parameter in `states` can't run code of the user's: a dict
 /// asks a key of equal hash for its `__eq__`.
-void check_keys(PyObject* states);
+void check_keys(PyObject* states, Sharded& sharded);
 
 /// A parameter of a step with what belongs to it. All pointers are borrowed.
 struct FoundParam {
-  PyObject* object;
-  Py_ssize_t index;  // in its group
-  const at::Tensor* tensor;
-  const c10::TensorImpl* grad;  // nullptr where there is none
-  PyObject* state;              // the parameter's dict, nullptr where there is none
-  PyObject* values[kMaxRows];   // by row; nullptr where missing, and of rows that are off
+  PyObject* object;            // which the state belongs to
+  PyObject* spec;              // of a DTensor, else nullptr
+  Py_ssize_t index;            // in its group
+  const at::Tensor* tensor;    // of a DTensor this rank's part
+  const at::Tensor* grad;      // likewise; nullptr where there is none
+  PyObject* grad_object;       // of a DTensor's gradient, else nullptr
+  PyObject* state;             // the parameter's dict, nullptr where there is none
+  PyObject* values[kMaxRows];  // by row; nullptr where missing, and of rows that are off
 };
 
 /// What is looked up for each parameter, and where.
@@ -45,6 +48,7 @@ struct Lookup {
   const RuleRows& rows;
   RowMask are_on;
   PyObject* states;
+  Sharded& sharded;
 
   bool is_on(int row) const { return (are_on >> row) & 1u; }
   bool with_averages() const { return is_on(rows.average()); }

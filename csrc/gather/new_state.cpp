@@ -29,10 +29,22 @@ at::Tensor& NewState::add(PyObject* key) {
   return tensors_[num_tensors_++];
 }
 
+at::Tensor& NewState::add_like_param(PyObject* key) {
+  at::Tensor& tensor = add(key);
+  are_like_param_[num_tensors_ - 1] = true;
+  return tensor;
+}
+
+THPObjectPtr NewState::make_object(int i) const {
+  THPObjectPtr object = checked(object_of(tensors_[i]));
+  if (!is_sharded_ || !are_like_param_[i]) return object;
+  THPObjectPtr module = checked(PyImport_ImportModule("fused_optim.sharding"));
+  return checked(PyObject_CallMethod(module, "state_like", "OO", param, object.get()));
+}
+
 THPObjectPtr NewState::make_dict() const {
   THPObjectPtr dict = checked(PyDict_New());
-  for (int i = 0; i < num_tensors_; ++i)
-    check(PyDict_SetItem(dict, keys_[i], checked(object_of(tensors_[i]))));
+  for (int i = 0; i < num_tensors_; ++i) check(PyDict_SetItem(dict, keys_[i], make_object(i)));
   return dict;
 }
 

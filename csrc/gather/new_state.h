@@ -18,17 +18,26 @@ class NewState {
   PyObject* param;     // borrowed
   PyObject* existing;  // borrowed: the parameter's state dict where there is one, else nullptr
 
-  NewState(PyObject* owner, PyObject* state) : param(owner), existing(state) {}
+  NewState(PyObject* owner, PyObject* state, bool is_sharded)
+      : param(owner), existing(state), is_sharded_(is_sharded) {}
 
   /// A place for a tensor under this key, which is borrowed and interned; in torch's order.
   at::Tensor& add(PyObject* key);
+
+  /// The same of one of the parameter's shape: where that is a DTensor, this rank's part, which
+  /// becomes a DTensor that is placed alike.
+  at::Tensor& add_like_param(PyObject* key);
 
   /// A dict of all of them. Making it can run any Python code. Throws PythonError.
   THPObjectPtr make_dict() const;
 
  private:
   static constexpr int kCapacity = kMaxRuleStates + 1;  // and the average
+  THPObjectPtr make_object(int i) const;
+
+  bool is_sharded_;
   int num_tensors_ = 0;
+  bool are_like_param_[kCapacity] = {};
   PyObject* keys_[kCapacity];
   at::Tensor tensors_[kCapacity];
 };

@@ -3,6 +3,7 @@
 #include "base/errors.h"
 #include "gather/one_element_states.h"
 #include "gather/python_dict.h"
+#include "gather/python_tensor.h"
 #include "storage/one_element.h"
 #include "tensors/layout.h"
 #include "tensors/new_tensors.h"
@@ -141,17 +142,39 @@ void StateGatherer::check_one_format(const StateRow& row) const {
                    " is of another dtype than the state's other scalars");
 }
 
+const at::Tensor& StateGatherer::local_state(const FoundParam& found, int row) {
+  const Where& where = builder_.where;
+  PyObject* value = found.values[row];
+  const char* name = rows_.rows[row].spec.name;
+  if (value == nullptr || is_plain_type(value) || !sharded_.is_dtensor(value)) {
+    if (found.spec != nullptr && value != nullptr && is_plain_type(value))
+      where.fail(name, "is no DTensor, the parameter is placed as " + placement_text(found.spec));
+    return state_tensor(where, value, name);
+  }
+  if (found.spec == nullptr) where.fail(name, "is a DTensor, the parameter is none");
+  PyObject* spec = sharded_.spec_of(value);
+  if (!sharded_.are_placed_alike(found.spec, spec))
+    where.fail(name, "is placed as " + placement_text(spec) + ", the parameter as " +
+                         placement_text(found.spec));
+  c10::TensorImpl* state = unpack(value).unsafeGetTensorImpl();
+  const c10::TensorImpl& param = *unpack(found.object).unsafeGetTensorImpl();
+  if (state->sizes() != param.sizes())
+    where.fail(name, "has shape " + shape_of(*state) + ", the parameter " + shape_of(param));
+  gathered_.wrappers.push_back(state);
+  return unpack(sharded_.local_of(value));
+}
+
 const at::Tensor& StateGatherer::existing_like_param(Device device, const FoundParam& found,
                                                      int row, std::optional<at::ScalarType> dtype) {
   const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
   const char* name = rows_.rows[row].spec.name;
-  const at::Tensor& state = state_tensor(builder_.where, found.values[row], name);
+  const at::Tensor& state = local_state(found, row);
   check_operand(builder_.where, param, *state.unsafeGetTensorImpl(), name);
   if (!dtype) return state;
   const at::ScalarType wanted = dtype_for(builder_.where, param, *dtype, name);
   if (state.scalar_type() == wanted) return state;
   builder_.locate(*state.unsafeGetTensorImpl(), name);
-  at::Tensor& converted = builder_.new_state(device, found, name).add(rows_.keys[row]);
+  at::Tensor& converted = builder_.new_state(device, found, name).add_like_param(rows_.keys[row]);
   converted = state.detach().to(wanted);
   return converted;
 }
@@ -171,7 +194,8 @@ bool StateGatherer::add_like_param(TensorEntry& entry, const FoundParam& found,
   // Of a complex one, both its parts.
   const at::Scalar scalar =
       is_complex(param) ? at::Scalar(c10::complex<double>(value, value)) : at::Scalar(value);
-  at::Tensor& state = builder_.new_state(entry.device, found, spec.name).add(rows_.keys[row]);
+  at::Tensor& state =
+      builder_.new_state(entry.device, found, spec.name).add_like_param(rows_.keys[row]);
   const at::ScalarType own = found.tensor->scalar_type();
   state = full_like(found.tensor->detach(), scalar,
                     dtype ? dtype_for(builder_.where, param, *dtype, spec.name) : own);
@@ -190,7 +214,8 @@ void StateGatherer::add_average(TensorEntry& entry, const FoundParam& found, int
     return;
   }
   const at::Tensor param = found.tensor->detach();
-  at::Tensor& average = builder_.new_state(entry.device, found, kAverageName).add(rows_.keys[row]);
+  at::Tensor& average =
+      builder_.new_state(entry.device, found, kAverageName).add_like_param(rows_.keys[row]);
   // Whatever keeps the step from its end, it is the average of something.
   average =
       empty_like(param, ema_dtype_ ? dtype_for(builder_.where, impl, *ema_dtype_, kAverageName)

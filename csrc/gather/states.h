@@ -11,11 +11,13 @@ class StateGatherer {
  public:
   /// `states`: of all parameters. `ema_dtype`: of averages, where it is asked for.
   StateGatherer(const RuleSpec& rule, const RuleRows& rows, PyObject* states,
-                std::optional<at::ScalarType> ema_dtype, EntryBuilder& builder, Gathered& gathered)
+                std::optional<at::ScalarType> ema_dtype, Sharded& sharded, EntryBuilder& builder,
+                Gathered& gathered)
       : rule_(rule),
         rows_(rows),
         states_(states),
         ema_dtype_(ema_dtype),
+        sharded_(sharded),
         builder_(builder),
         gathered_(gathered) {}
 
@@ -33,6 +35,8 @@ class StateGatherer {
   bool add_like_param(TensorEntry& entry, const FoundParam& found, const ParamGroup& group, int row,
                       bool all_new);
   void add_average(TensorEntry& entry, const FoundParam& found, int row);
+  /// The state of the parameter's shape as it is, or this rank's part of it.
+  const at::Tensor& local_state(const FoundParam& found, int row);
   const at::Tensor& existing_like_param(Device device, const FoundParam& found, int row,
                                         std::optional<at::ScalarType> dtype);
   OneElementState& place_of(const StateRow& row);
@@ -43,6 +47,7 @@ class StateGatherer {
   const RuleRows& rows_;
   PyObject* states_;
   const std::optional<at::ScalarType> ema_dtype_;
+  Sharded& sharded_;
   EntryBuilder& builder_;
   Gathered& gathered_;
 };

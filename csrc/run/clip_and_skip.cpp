@@ -28,13 +28,19 @@ void check_counter(Device device, at::Tensor& skipped_steps) {
 }
 
 ClipAndSkip clip_and_skip_on(Device device, Gathered& gathered, const Amp& amp,
-                             const StepOptions& options, at::Tensor& skipped_steps) {
+                             const StepOptions& options, const Contributions* of_all_ranks,
+                             at::Tensor& skipped_steps) {
   const DeviceInputs inputs = gathered.table.inputs_of(device);
   ClipAndSkip rule = clip_and_skip_from(options);
   rule.scale = amp.scale();
   rule.grad_scale = inputs.grad_scale;
   rule.found_inf = inputs.found_inf;
   rule.has_overflowed = amp.has_overflowed();
+  if (of_all_ranks != nullptr) {
+    rule.has_overflowed = rule.has_overflowed || of_all_ranks->has_overflowed;
+    if (of_all_ranks->found_inf.defined())  // this rank's is in it
+      rule.found_inf = of_all_ranks->found_inf.const_data_ptr<float>();
+  }
   if (!options.skip_nonfinite) return rule;
   check_counter(device, skipped_steps);
   // On the CPU the host counts, once all is done: what another thread gives to the tensor in the
@@ -66,11 +72,24 @@ ClipAndSkip clip_and_skip_from(const StepOptions& options) {
   return rule;
 }
 
-bool clip_and_skip(Gathered& gathered, const Amp& amp, const StepOptions& options, Found& found) {
+at::Tensor sums_of_meshes(const Gathered& gathered, NormType type) {
+  std::vector<const Gradients*> parts{&gathered.gradients};
+  for (const Gradients& of_mesh : gathered.gradients_of_meshes) parts.push_back(&of_mesh);
+  return sums_of_each(parts, type);
+}
+
+bool clip_and_skip(Gathered& gathered, const Amp& amp, const StepOptions& options,
+                   const Contributions* of_all_ranks, Found& found) {
   if (!options.needs_norm()) return !amp.has_overflowed();
-  const Device device = first_device(gathered.gradients);
-  const ClipAndSkip rule = clip_and_skip_on(device, gathered, amp, options, found.skipped_steps);
-  const at::Tensor decision = total_norm(gathered.gradients, options.norm_type(), rule);
+  const Device device = of_all_ranks != nullptr
+                            ? device_of(*of_all_ranks->sums.unsafeGetTensorImpl())
+                            : first_device(gathered.gradients);
+  const ClipAndSkip rule =
+      clip_and_skip_on(device, gathered, amp, options, of_all_ranks, found.skipped_steps);
+  const NormType type = options.norm_type();
+  const at::Tensor decision = of_all_ranks != nullptr
+                                  ? decide_by_sums(of_all_ranks->sums, type, rule)
+                                  : total_norm(gathered.gradients, type, rule);
   if (options.max_grad_norm) found.grad_norm = decision.select(0, 0);
   if (device.kind == DeviceKind::CUDA && gathered.host_decides == HostDecides::No) {
     pass_on(decision, gathered);

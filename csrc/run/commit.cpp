@@ -67,7 +67,8 @@ void advance(TensorTable& table) {
 
 void commit(Gathered& gathered) {
   advance(gathered.table);
-  for (c10::TensorImpl* tensor : gathered.written) tensor->bump_version();
+  for (const auto* tensors : {&gathered.written, &gathered.wrappers})
+    for (c10::TensorImpl* tensor : *tensors) tensor->bump_version();
 }
 
 }  // namespace fused_optim

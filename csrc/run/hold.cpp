@@ -19,6 +19,7 @@ Hold::Hold(const Gathered& gathered) {
       c10::StorageImpl* storage = tensor->unsafe_storage().unsafeGetStorageImpl();
       held_.push_back({owned(tensor), owned(storage), storage->data(), storage->nbytes()});
     }
+  for (c10::TensorImpl* tensor : gathered.wrappers) wrappers_.push_back(owned(tensor));
 }
 
 void Hold::check_unmoved() const {

@@ -44,7 +44,7 @@ class WithoutGil {
 
 /// Does what was gathered.
 void step_gathered(Gathered& gathered, const Amp& amp, const StepOptions& options, PyObject* state,
-                   Found& found) {
+                   const AcrossRanks* across_ranks, Found& found) {
   prepare(gathered.table);
   const bool releases_gil = is_worth_releasing_gil(gathered.table);
   const auto maybe_without_gil = [&](auto work) {
@@ -53,10 +53,16 @@ void step_gathered(Gathered& gathered, const Amp& amp, const StepOptions& option
     return work();
   };
   std::optional<Hold> hold;
-  if (releases_gil || !gathered.new_states.empty()) hold.emplace(gathered);
+  if (releases_gil || !gathered.new_states.empty() || across_ranks != nullptr)
+    hold.emplace(gathered);
   NewStateObjects created(gathered.new_states);
-  const bool is_done =
-      maybe_without_gil([&] { return clip_and_skip(gathered, amp, options, found); });
+  std::optional<Contributions> of_all_ranks;
+  if (across_ranks != nullptr)
+    of_all_ranks = across_ranks->exchange_sums(
+        maybe_without_gil([&] { return sums_of_meshes(gathered, options.norm_type()); }));
+  const bool is_done = maybe_without_gil([&] {
+    return clip_and_skip(gathered, amp, options, of_all_ranks ? &*of_all_ranks : nullptr, found);
+  });
   if (is_done) created.link(state);
   try {
     if (hold) hold->check_unmoved();
@@ -73,15 +79,14 @@ void step_gathered(Gathered& gathered, const Amp& amp, const StepOptions& option
 }  // namespace
 
 void step(const StepArguments& arguments, StepOptions* asked, Exchange* exchange) {
-  const auto& [rule, name, param_groups, state, grad_scale, found_inf] = arguments;
   // As they are now: what runs meanwhile may change them.
   const StepOptions options = asked == nullptr ? StepOptions() : *asked;
   Found found{options.grad_norm, options.skipped_steps};
   const StepInExchange in_exchange(exchange);
-  Amp amp(grad_scale, found_inf);
+  Amp amp(arguments.grad_scale, arguments.found_inf);
   if (amp.has_overflowed() && !options.any()) return;
-  Gathered gathered = gather(rule, name, param_groups, state, amp, options);
-  step_gathered(gathered, amp, options, state, found);
+  Gathered gathered = gather(arguments, amp, options);
+  step_gathered(gathered, amp, options, arguments.state, arguments.across_ranks, found);
   if (asked != nullptr) asked->publish(found);
 }
 

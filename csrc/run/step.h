@@ -3,17 +3,11 @@
 
 #include <Python.h>
 
+#include "gather/gather.h"
 #include "gather/step_options.h"
 #include "run/exchange.h"
 
 namespace fused_optim {
-
-/// What Python hands to a step. `name`: the optimizer's, for errors.
-struct StepArguments {
-  int rule;
-  const char* name;
-  PyObject *param_groups, *state, *grad_scale, *found_inf;
-};
 
 /// Does the step. `options`: nullptr for none; takes what the step finds. Throws NotFused where the
 /// step is torch's to do, and what gather() throws: with nothing changed.

@@ -5,6 +5,7 @@
 
 #include "cpu/norm.h"
 #include "cuda/norm.h"
+#include "tensors/checks.h"
 #include "tensors/devices.h"
 #include "tensors/new_tensors.h"
 
@@ -36,6 +37,17 @@ at::Tensor sums_on(Device device, const Gradients& gradients, NormType type, boo
   return sums;
 }
 
+/// Those of all devices, on the first one.
+at::Tensor sums_of_chunks(const Gradients& gradients, NormType type) {
+  const std::vector<Device> devices = devices_of(gradients);
+  const Device first = first_device(gradients);
+  at::Tensor sums = sums_on(first, gradients, type, devices.size() <= 1);
+  // Each chunk is on one device: x + 0 is x, whichever of the two adds.
+  for (size_t i = 1; i < devices.size(); ++i)
+    sums.add_(to_device(sums_on(devices[i], gradients, type, false), first, at::kDouble));
+  return sums;
+}
+
 }  // namespace
 
 Device first_device(const Gradients& gradients) {
@@ -46,21 +58,34 @@ Decision* read_decision(const at::Tensor& decision) {
   return reinterpret_cast<Decision*>(decision.data_ptr<double>());
 }
 
-at::Tensor total_norm(const Gradients& gradients, NormType type, ClipAndSkip rule) {
-  const std::vector<Device> devices = devices_of(gradients);
-  const Device first = first_device(gradients);
-  at::Tensor decision = empty({sizeof(Decision) / sizeof(double)}, doubles_on(first));
+at::Tensor decide_by_sums(const at::Tensor& sums, NormType type, ClipAndSkip rule) {
+  at::Tensor decision = empty({sizeof(Decision) / sizeof(double)}, sums.options());
   rule.decision = read_decision(decision);
-  at::Tensor sums = sums_on(first, gradients, type, devices.size() <= 1);
-  // Each chunk is on one device: x + 0 is x, whichever of the two adds.
-  for (size_t i = 1; i < devices.size(); ++i)
-    sums.add_(to_device(sums_on(devices[i], gradients, type, false), first, at::kDouble));
   const auto* data = sums.const_data_ptr<double>();
-  if (first.kind == DeviceKind::CPU)
-    rule.decide(cpu::finish_norm(data, gradients.num_chunks, type));
+  if (sums.is_cpu())
+    rule.decide(cpu::finish_norm(data, sums.numel(), type));
   else
-    cuda::finish_norm(data, gradients.num_chunks, type, first, rule);
+    cuda::finish_norm(data, sums.numel(), type, device_of(*sums.unsafeGetTensorImpl()), rule);
   return decision;
+}
+
+at::Tensor total_norm(const Gradients& gradients, NormType type, ClipAndSkip rule) {
+  return decide_by_sums(sums_of_chunks(gradients, type), type, rule);
+}
+
+at::Tensor sums_of_each(const std::vector<const Gradients*>& parts, NormType type) {
+  Device device{DeviceKind::CPU, 0};
+  for (auto part = parts.rbegin(); part != parts.rend(); ++part)
+    if (!(*part)->entries.empty()) device = first_device(**part);
+  at::Tensor sums = zeros({static_cast<int64_t>(parts.size())}, doubles_on(device));
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i]->entries.empty()) continue;
+    const at::Tensor of_chunks = sums_of_chunks(*parts[i], type);
+    // The norm of sums is their sum, or the largest of them.
+    const at::Tensor sum = decide_by_sums(of_chunks, type_of_sums(type), {}).select(0, 0);
+    sums.select(0, static_cast<int64_t>(i)).copy_(sum);
+  }
+  return sums;
 }
 
 bool clip(const Gradients& gradients, const at::Tensor& norm, double max_norm) {

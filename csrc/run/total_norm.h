@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "reduce/clip_and_skip.h"
 #include "reduce/gradients.h"
 
@@ -15,6 +17,13 @@ Device first_device(const Gradients& gradients);
 /// tensor of three float64 there, the first of them the norm. The host waits only where gradients
 /// are on a CPU and on a GPU.
 at::Tensor total_norm(const Gradients& gradients, NormType type, ClipAndSkip rule = {});
+
+/// The sums of terms that give the norms of these, one float64 for each, on the first one's device
+/// that has any.
+at::Tensor sums_of_each(const std::vector<const Gradients*>& parts, NormType type);
+
+/// Decides by the norm that sums of terms give, where they are.
+at::Tensor decide_by_sums(const at::Tensor& sums, NormType type, ClipAndSkip rule);
 
 /// Where it lies in the tensor.
 Decision* read_decision(const at::Tensor& decision);

@@ -1,0 +1,217 @@
+#include "gather/sharded.h"
+
+#include <algorithm>
+
+#include "gather/lookup.h"
+#include "gather/python_dict.h"
+#include "gather/python_tensor.h"
+
+namespace fused_optim {
+namespace {
+
+PyObject* g_module_name;             // of DTensor
+PyObject* g_placements_module_name;  // of the kinds of placements
+PyObject* g_local_tensor_key;
+PyObject* g_spec_key;
+PyObject* g_mesh_key;
+PyObject* g_placements_key;
+PyObject* g_shard_order_key;
+PyObject* g_dim_key;
+PyObject* g_split_factor_key;
+
+PyObject* intern(const char* name) {
+  PyObject* key = PyUnicode_InternFromString(name);
+  if (key == nullptr) throw PythonError();
+  return key;
+}
+
+/// An attribute, of which its object stays the owner.
+PyObject* borrow(PyObject* object, PyObject* key) {
+  PyObject* value = PyObject_GetAttr(object, key);
+  if (value == nullptr) throw PythonError();
+  Py_DECREF(value);
+  return value;
+}
+
+/// A number in an attribute, which may be made for the asking.
+int64_t number_of(PyObject* object, PyObject* key) {
+  THPObjectPtr value(PyObject_GetAttr(object, key));
+  if (!value) throw PythonError();
+  const int64_t number = PyLong_AsLongLong(value.get());
+  if (number == -1 && PyErr_Occurred()) throw PythonError();
+  return number;
+}
+
+/// A class of a module that has been imported, borrowed from the module; nullptr where it has not.
+PyTypeObject* imported_class(PyObject* module_name, const char* name) {
+  PyObject* module = get_item(PyImport_GetModuleDict(), module_name);
+  if (module == nullptr || !PyModule_CheckExact(module)) return nullptr;
+  PyObject* found = PyDict_GetItemString(PyModule_GetDict(module), name);
+  return found != nullptr && PyType_Check(found) ? reinterpret_cast<PyTypeObject*>(found) : nullptr;
+}
+
+/// A spec's tuple, borrowed.
+PyObject* placements_of(PyObject* spec) {
+  PyObject* placements = borrow(spec, g_placements_key);
+  if (!PyTuple_CheckExact(placements)) throw NotFused("a DTensor's placements are no tuple");
+  return placements;
+}
+
+/// The order in which dimensions of the mesh shard one dimension of the tensor. Tuples of numbers;
+/// torch before 2.10 had no such thing.
+bool have_same_order(PyObject* spec, PyObject* other) {
+  THPObjectPtr a(PyObject_GetAttr(spec, g_shard_order_key));
+  if (!a) {
+    PyErr_Clear();
+    return true;
+  }
+  THPObjectPtr b(PyObject_GetAttr(other, g_shard_order_key));
+  const int are_same = b ? PyObject_RichCompareBool(a.get(), b.get(), Py_EQ) : -1;
+  if (are_same < 0) throw PythonError();
+  return are_same == 1;
+}
+
+}  // namespace
+
+void KnownMeshes::compare(UnknownMeshes pair) {
+  const int are_equal = PyObject_RichCompareBool(pair.a.get(), pair.b.get(), Py_EQ);
+  if (are_equal < 0) throw PythonError();
+  answers_.push_back({std::move(pair.a), std::move(pair.b), are_equal == 1});
+}
+
+bool KnownMeshes::are_equal(PyObject* a, PyObject* b) const {
+  if (a == b) return true;
+  for (const Answer& answer : answers_)
+    if (answer.a.get() == a && answer.b.get() == b) return answer.are_equal;
+  throw UnknownMeshes{owned(a), owned(b)};
+}
+
+void Sharded::find_types() {
+  has_looked_ = true;
+  dtensor_ = imported_class(g_module_name, "DTensor");
+  if (dtensor_ == nullptr) return;
+  shard_ = imported_class(g_placements_module_name, "Shard");
+  strided_shard_ = imported_class(g_placements_module_name, "_StridedShard");
+  replicate_ = imported_class(g_placements_module_name, "Replicate");
+}
+
+bool Sharded::is_dtensor(PyObject* object) {
+  if (!has_looked_) find_types();
+  return Py_TYPE(object) == dtensor_;
+}
+
+bool Sharded::derives_from_dtensor(PyObject* object) {
+  return is_dtensor(object) ||
+         (dtensor_ != nullptr && PyType_IsSubtype(Py_TYPE(object), dtensor_) != 0);
+}
+
+PyObject* Sharded::local_of(PyObject* dtensor) const {
+  PyObject* local = borrow(dtensor, g_local_tensor_key);
+  if (!is_plain_type(local)) throw NotFused("a DTensor's local tensor is of a tensor subclass");
+  return local;
+}
+
+PyObject* Sharded::spec_of(PyObject* dtensor) const {
+  return borrow(dtensor, g_spec_key);
+}
+
+bool Sharded::is_shard(PyObject* placement) const {
+  return Py_TYPE(placement) == shard_ || Py_TYPE(placement) == strided_shard_;
+}
+
+void Sharded::check_is_placed(PyObject* spec) {
+  if (spec == last_placed_) return;
+  PyObject* placements = placements_of(spec);
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(placements); ++i) {
+    PyObject* placement = PyTuple_GET_ITEM(placements, i);
+    if (!is_shard(placement) && Py_TYPE(placement) != replicate_)
+      throw NotFused(std::string("a parameter is placed as ") + Py_TYPE(placement)->tp_name);
+  }
+  last_placed_ = spec;
+}
+
+bool Sharded::are_equal(PyObject* placement, PyObject* other) const {
+  if (placement == other) return true;
+  if (Py_TYPE(placement) != Py_TYPE(other)) return false;
+  if (Py_TYPE(placement) == replicate_) return true;
+  if (!is_shard(placement)) return false;
+  if (number_of(placement, g_dim_key) != number_of(other, g_dim_key)) return false;
+  return Py_TYPE(placement) == shard_ ||
+         number_of(placement, g_split_factor_key) == number_of(other, g_split_factor_key);
+}
+
+bool Sharded::are_placed_alike(PyObject* spec, PyObject* other) {
+  if (spec == other || last_alike_ == std::pair(spec, other)) return true;
+  if (!known_.are_equal(mesh_of(spec), mesh_of(other))) return false;
+  PyObject *a = placements_of(spec), *b = placements_of(other);
+  if (PyTuple_GET_SIZE(a) != PyTuple_GET_SIZE(b)) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(a); ++i)
+    if (!are_equal(PyTuple_GET_ITEM(a, i), PyTuple_GET_ITEM(b, i))) return false;
+  if (!have_same_order(spec, other)) return false;
+  last_alike_ = {spec, other};
+  return true;
+}
+
+bool Sharded::is_first_replica(PyObject* spec, const std::vector<int64_t>& coordinate) {
+  PyObject* placements = placements_of(spec);
+  if (static_cast<size_t>(PyTuple_GET_SIZE(placements)) != coordinate.size()) return false;
+  for (size_t i = 0; i < coordinate.size(); ++i)
+    if (coordinate[i] != 0 && !is_shard(PyTuple_GET_ITEM(placements, i))) return false;
+  return true;
+}
+
+PyObject* mesh_of(PyObject* spec) {
+  return borrow(spec, g_mesh_key);
+}
+
+std::string placement_text(PyObject* spec) {
+  std::string text;
+  for (PyObject* key : {g_placements_key, g_mesh_key}) {
+    THPObjectPtr value(PyObject_GetAttr(spec, key));
+    THPObjectPtr shown(value ? PyObject_Repr(value.get()) : nullptr);
+    const char* chars = shown ? PyUnicode_AsUTF8(shown.get()) : nullptr;
+    if (chars == nullptr) throw PythonError();
+    text += (text.empty() ? "" : " on ") + std::string(chars);
+  }
+  return text;
+}
+
+THPObjectPtr meshes_of_params(PyObject* param_groups) {
+  const KnownMeshes known;
+  Sharded sharded(known);
+  THPObjectPtr meshes(PyList_New(0));
+  if (!meshes) throw PythonError();
+  PyObject* last = nullptr;
+  const auto add = [&](PyObject* mesh) {
+    if (mesh == last) return;
+    last = mesh;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(meshes.get()); ++i)
+      if (PyList_GET_ITEM(meshes.get(), i) == mesh) return;
+    if (PyList_Append(meshes, mesh) < 0) throw PythonError();
+  };
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(param_groups); ++i) {
+    PyObject* group = PyList_GET_ITEM(param_groups, i);
+    PyObject* params = is_plain_dict(group) ? get_item(group, params_key()) : nullptr;
+    if (params == nullptr || !PyList_CheckExact(params)) continue;
+    for (Py_ssize_t j = 0; j < PyList_GET_SIZE(params); ++j) {
+      PyObject* param = PyList_GET_ITEM(params, j);
+      if (!is_plain_type(param) && sharded.derives_from_dtensor(param))
+        add(mesh_of(sharded.spec_of(param)));
+    }
+  }
+  return meshes;
+}
+
+void initialize_sharded() {
+  g_module_name = intern("torch.distributed.tensor");
+  g_placements_module_name = intern("torch.distributed.tensor.placement_types");
+  g_local_tensor_key = intern("_local_tensor");
+  g_spec_key = intern("_spec");
+  g_mesh_key = intern("mesh");
+  g_placements_key = intern("placements");
+  g_shard_order_key = intern("shard_order");
+  g_dim_key = intern("dim");
+  g_split_factor_key = intern("split_factor");
+}
+
+}  // namespace fused_optim

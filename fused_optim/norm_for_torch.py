@@ -1,0 +1,98 @@
+"""The norm across ranks for a step that is torch's own, whose gradients may be of any kind."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fused_optim import _C
+from fused_optim.sharding import are_placed_alike, is_dtensor, local_of
+
+if TYPE_CHECKING:
+    from fused_optim.norm_across_ranks import NormAcrossRanks
+
+__all__ = ["norm_for_torch"]
+
+
+@torch.no_grad()
+def norm_for_torch(
+    across_ranks: "NormAcrossRanks", params: list[Tensor]
+) -> tuple[list[Tensor | None], Tensor]:
+    """The parameters' gradients, placed as the parameters are, and their norm over all ranks.
+
+    Gradients that are placed otherwise (Partial ones, too) are redistributed once all ranks know
+    that they do that together.
+
+    Args:
+        across_ranks: may have exchanged what this rank's kernels gave, before another rank's step
+            turned out to be torch's.
+        params: all of the optimizer's.
+
+    Raises:
+        RuntimeError: if the ranks have gradients that are placed differently.
+    """
+    misplaced = [i for i, p in enumerate(params) if _is_misplaced(p)]
+    grads = [p.grad for p in params]
+    if not across_ranks.is_done:
+        sums = _sums(across_ranks, params, [None if _is_misplaced(p) else p.grad for p in params])
+        number = _number_of(f"{i} {params[i].grad._spec.placements}" for i in misplaced)
+        across_ranks.exchange(sums, takes_torch=True, redistributed=number)
+        across_ranks.redistributes = across_ranks.redistributes or bool(misplaced)
+    if across_ranks.redistributes:
+        for i in misplaced:
+            mesh, placements = params[i].device_mesh, params[i].placements
+            grads[i] = grads[i].redistribute(mesh, placements)
+        across_ranks.exchange(_sums(across_ranks, params, grads), takes_torch=True)
+    values = across_ranks.contributions
+    assert values is not None
+    return grads, values.max() if across_ranks.is_max else values.sum().sqrt()
+
+
+def _is_misplaced(param: Tensor) -> bool:
+    both = is_dtensor(param) and is_dtensor(param.grad)
+    return both and not are_placed_alike(param, param.grad)
+
+
+def _number_of(texts: Iterable[str]) -> int:
+    """One that other texts hardly have, and that float64 holds; 0 for none."""
+    found = list(texts)
+    return int(hashlib.sha256(repr(found).encode()).hexdigest()[:12], 16) + 1 if found else 0
+
+
+def _sums(
+    across_ranks: "NormAcrossRanks", params: list[Tensor], grads: list[Tensor | None]
+) -> Tensor:
+    """As the kernels give them: of plain tensors, then of each mesh."""
+    places = {id(mesh): (number, place) for mesh, number, place in across_ranks.places}
+    parts: list[list[Tensor]] = [[] for _ in across_ranks.zeros()]
+    for param, grad in zip(params, grads, strict=True):
+        if grad is None:
+            continue
+        number, place = -1, ()
+        if is_dtensor(param):
+            number, place = places[id(param.device_mesh)]
+            if not _is_first_replica(param, place):
+                continue
+        local = local_of(grad)
+        parts[1 + number].append(local.coalesce().values() if local.is_sparse else local)
+    norms = torch.stack([_norm(p, across_ranks.is_max).to(across_ranks.device) for p in parts])
+    return norms if across_ranks.is_max else norms.square()
+
+
+def _is_first_replica(param: Tensor, coordinate: tuple[int, ...]) -> bool:
+    """Whether this rank's part counts in the sum over its mesh."""
+    placements = zip(coordinate, param.placements, strict=False)
+    return bool(coordinate) and all(place == 0 or not kind.is_replicate() for place, kind in placements)
+
+
+def _norm(grads: list[Tensor], is_max: bool) -> Tensor:
+    grads = [grad for grad in grads if grad.numel() > 0]
+    if not grads:
+        return torch.zeros((), dtype=torch.float64)
+    kind = float("inf") if is_max else 2.0
+    norm = _C.grad_norm(grads, kind)
+    if isinstance(norm, str):
+        norm = torch.nn.utils.get_total_norm([g.double() for g in grads], kind)
+    return norm.double()

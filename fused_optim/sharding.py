@@ -1,0 +1,84 @@
+"""DTensors: which tensors are, this rank's part of them, and states that are placed like them.
+
+Nothing here imports ``torch.distributed.tensor``: a process that has DTensors has done so.
+"""
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = [
+    "are_dtensors_alike",
+    "are_placed_alike",
+    "is_dtensor",
+    "local_of",
+    "placed_as",
+    "state_like",
+]
+
+_MODULE = "torch.distributed.tensor"
+
+
+def is_dtensor(tensor: object) -> bool:
+    """Whether it is a DTensor, or of a subclass."""
+    module = sys.modules.get(_MODULE)
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_of(tensor: Any) -> Tensor:
+    """This rank's part, or the tensor itself where it is no DTensor."""
+    local: Tensor = tensor._local_tensor if is_dtensor(tensor) else tensor
+    return local
+
+
+def are_placed_alike(a: Any, b: Any) -> bool:
+    """Whether two DTensors lie on equal meshes in the same way."""
+    one, other = a._spec, b._spec
+    return (
+        one.mesh == other.mesh
+        and one.placements == other.placements
+        and getattr(one, "shard_order", None) == getattr(other, "shard_order", None)
+    )
+
+
+def placed_as(tensor: Any) -> str:
+    """For errors."""
+    return f"{tensor._spec.placements} on {tensor._spec.mesh}"
+
+
+def are_dtensors_alike(group: dict[str, Any], states: Any) -> bool:
+    """Whether all parameters of a group that are stepped are DTensors whose parts lie in memory as
+    those of their gradients and states do: torch's fused and foreach steps may take them then."""
+    with_grad = [p for p in group["params"] if p.grad is not None]
+    for param in with_grad:
+        if not is_dtensor(param) or not is_dtensor(param.grad):
+            return False
+        local = local_of(param)
+        beside = [param.grad, *(s for s in states.get(param, {}).values() if is_dtensor(s))]
+        for other in map(local_of, beside):
+            if other.layout != torch.strided or other.stride() != local.stride():
+                return False
+    return bool(with_grad)
+
+
+def state_like(param: "DTensor", local: Tensor) -> "DTensor":
+    """This rank's part of a state as a DTensor that is placed like its parameter.
+
+    Args:
+        param (DTensor): whose state it is.
+        local (Tensor): of the shape of the parameter's part; its dtype may be another one.
+    """
+    spec = param._spec
+    if local.dtype != param.dtype:
+        meta = spec.tensor_meta
+        meta = type(meta)(param.shape, param.stride(), local.dtype)
+        spec = dataclasses.replace(spec, tensor_meta=meta)
+    make: Any = sys.modules[_MODULE].DTensor
+    with torch.no_grad():
+        return make(local, spec, requires_grad=False)
