@@ -181,7 +181,9 @@ class NormAcrossRanks:
         flags = _numbers([has_failed, takes_torch, redistributed], device)
         rows = gather_rows(torch.cat([names, sums, overflow, flags]), self._groups)
         ranks, instances, plain, of_meshes, status = rows.split([1, count, 1, count, _NUM_FLAGS], 1)
-        parts = [_of_one_instance(instances[:, i], of_meshes[:, i], self.is_max) for i in range(count)]
+        parts = [
+            _of_one_instance(instances[:, i], of_meshes[:, i], self.is_max) for i in range(count)
+        ]
         problem = self._problem(plain if self.group is None else None, instances, of_meshes, status)
         if self.group is None:
             contributions = torch.cat([*parts, plain.max()[None]])
@@ -189,7 +191,9 @@ class NormAcrossRanks:
             # What several ranks have together is given by the first of them.
             shared = _combined(torch.cat(parts), self.is_max) if parts else sums[:0]
             is_first = ranks[0, 0] == rank
-            given = _combined(torch.cat([sums[:1], torch.where(is_first, shared, 0.0)]), self.is_max)
+            given = _combined(
+                torch.cat([sums[:1], torch.where(is_first, shared, 0.0)]), self.is_max
+            )
             status = status.amax(0)
             if problem:
                 status[1] = 1.0
@@ -208,7 +212,9 @@ class NormAcrossRanks:
         if status[:, 3].min() != status[:, 3].max():
             return "the ranks' gradients are placed differently"
         tolerance = _REPLICAS_DIFFER if self.is_max else 2 * _REPLICAS_DIFFER
-        sums = [_sums_of_instances(*c, self.is_max) for c in zip(instances.T, of_meshes.T, strict=True)]
+        sums = [
+            _sums_of_instances(*c, self.is_max) for c in zip(instances.T, of_meshes.T, strict=True)
+        ]
         for values in sums if replicas is None else [*sums, replicas]:
             known = values[(values > 0) & values.isfinite()]
             if len(known) and known.max() - known.min() > tolerance * known.max():

@@ -84,7 +84,9 @@ def _sums(
 def _is_first_replica(param: Tensor, coordinate: tuple[int, ...]) -> bool:
     """Whether this rank's part counts in the sum over its mesh."""
     placements = zip(coordinate, param.placements, strict=False)
-    return bool(coordinate) and all(place == 0 or not kind.is_replicate() for place, kind in placements)
+    return bool(coordinate) and all(
+        place == 0 or not kind.is_replicate() for place, kind in placements
+    )
 
 
 def _norm(grads: list[Tensor], is_max: bool) -> Tensor:

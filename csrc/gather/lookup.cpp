@@ -12,7 +12,6 @@ RuleRows g_rows[kNumRules];
 PyObject* g_params_key;
 PyObject* g_maximize_key;
 PyObject* g_state_dtype_key;
-PyTypeObject* g_parameter_type;
 PyTypeObject* g_defaultdict_type;
 
 template <class T>
@@ -53,7 +52,7 @@ void find_values(const Lookup& lookup, FoundParam& param) {
   for (Py_ssize_t position = 0; PyDict_Next(param.state, &position, &key, &value);) {
     if (PyObject** place = place_of(key, lookup, param)) {
       *place = value;
-      __builtin_prefetch(value);
+      lookup.sharded.prefetch(value);
       continue;
     }
     if (!PyUnicode_CheckExact(key))
@@ -65,34 +64,40 @@ void find_values(const Lookup& lookup, FoundParam& param) {
 
 /// Calls visit(TensorImpl) for each state that is a plain tensor, or a DTensor's part.
 template <class Visit>
-void for_each_state(const FoundParam& param, Sharded& sharded, Visit visit) {
-  for (PyObject* value : param.values) {
+inline void for_each_state(const FoundParam& param, const Lookup& lookup, Visit visit) {
+  for (int row = 0; row < lookup.rows.num_rows; ++row) {
+    PyObject* value = param.values[row];
     if (value == nullptr) continue;
     if (is_plain_type(value))
       visit(*unpack(value).unsafeGetTensorImpl());
-    else if (sharded.is_dtensor(value))
-      visit(*unpack(sharded.local_of(value)).unsafeGetTensorImpl());
+    else if (param.spec != nullptr && lookup.sharded.is_dtensor(value))
+      visit(*unpack(lookup.sharded.local_of(value)).unsafeGetTensorImpl());
   }
 }
 
 /// The parameter's own tensor, or this rank's part of it.
-const at::Tensor& tensor_of(PyObject* param, Sharded& sharded) {
+inline const at::Tensor& tensor_of(PyObject* param, Sharded& sharded) {
   if (is_plain_type(param)) return unpack(param);
   if (!sharded.is_dtensor(param))
     throw NotFused("a parameter is of another type than Tensor, Parameter and DTensor");
   return unpack(sharded.local_of(param));
 }
 
-void find_grad(const at::Tensor& grad, Sharded& sharded, FoundParam& param) {
-  if (!grad.defined()) return;
-  param.grad = &grad;
-  if (param.spec == nullptr) return;
-  // The gradient keeps its object, which no code makes: that of a subclass exists.
-  param.grad_object = object_of(grad);
-  if (param.grad_object == nullptr) throw PythonError();
-  Py_DECREF(param.grad_object);
-  if (sharded.is_dtensor(param.grad_object))
-    param.grad = &unpack(sharded.local_of(param.grad_object));
+/// The gradients of DTensors: their objects, and then this rank's parts of them.
+void find_local_grads(std::vector<FoundParam>& found, Sharded& sharded) {
+  for (FoundParam& param : found) {
+    if (param.spec == nullptr || param.grad == nullptr) continue;
+    // The gradient keeps its object, which no code makes: that of a subclass exists.
+    param.grad_object = object_of(*param.grad);
+    if (param.grad_object == nullptr) throw PythonError();
+    Py_DECREF(param.grad_object);
+    sharded.prefetch(param.grad_object);
+  }
+  for (FoundParam& param : found)
+    if (param.grad_object != nullptr && sharded.is_dtensor(param.grad_object)) {
+      param.grad = &unpack(sharded.local_of(param.grad_object));
+      prefetch(param.grad->unsafeGetTensorImpl());
+    }
 }
 
 void prefetch_storage(const c10::TensorImpl& tensor) {
@@ -108,6 +113,8 @@ PyObject* intern(const char* name) {
 
 }  // namespace
 
+PyTypeObject* parameter_type;
+
 const RuleRows& rows_of(int rule) {
   return g_rows[rule];
 }
@@ -119,10 +126,6 @@ PyObject* maximize_key() {
 }
 PyObject* state_dtype_key() {
   return g_state_dtype_key;
-}
-
-bool is_plain_type(PyObject* object) {
-  return Py_TYPE(object) == g_parameter_type || is_exact_tensor(object);
 }
 
 bool is_plain_dict(PyObject* object) {
@@ -145,7 +148,7 @@ void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first,
                 std::vector<FoundParam>& found) {
   const c10::TensorImpl* owners[kBatch];
   const at::Tensor* tensors[kBatch];
-  for (Py_ssize_t i = 0; i < count; ++i) __builtin_prefetch(params[i]);
+  for (Py_ssize_t i = 0; i < count; ++i) lookup.sharded.prefetch(params[i]);
   for (Py_ssize_t i = 0; i < count; ++i) {
     tensors[i] = &tensor_of(params[i], lookup.sharded);
     owners[i] = unpack(params[i]).unsafeGetTensorImpl();
@@ -153,6 +156,7 @@ void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first,
     if (&unpack(params[i]) != tensors[i]) prefetch(tensors[i]->unsafeGetTensorImpl());
   }
   found.clear();
+  bool has_sharded = false;
   for (Py_ssize_t i = 0; i < count; ++i) {
     if (owners[i]->autograd_meta() != nullptr) __builtin_prefetch(owners[i]->autograd_meta());
     prefetch_storage(*tensors[i]->unsafeGetTensorImpl());
@@ -160,33 +164,38 @@ void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first,
   for (Py_ssize_t i = 0; i < count; ++i) {
     const at::Tensor& grad = owners[i]->grad();
     if (!grad.defined() && !lookup.with_averages()) continue;
-    FoundParam param{};
+    FoundParam& param = found.emplace_back();
     param.object = params[i];
     param.index = first + i;
     param.tensor = tensors[i];
-    if (tensors[i] != &unpack(params[i])) param.spec = lookup.sharded.spec_of(params[i]);
-    find_grad(grad, lookup.sharded, param);
-    if (param.grad != nullptr) prefetch(param.grad->unsafeGetTensorImpl());
+    if (tensors[i] != &unpack(params[i])) {
+      param.spec = lookup.sharded.spec_of(params[i]);
+      has_sharded = true;
+    }
+    if (grad.defined()) {
+      param.grad = &grad;
+      prefetch(grad.unsafeGetTensorImpl());
+    }
     param.state = find_state(lookup.states, params[i]);
     if (param.state != nullptr) __builtin_prefetch(param.state);
-    found.push_back(param);
   }
+  if (has_sharded) find_local_grads(found, lookup.sharded);
   for (FoundParam& param : found) find_values(lookup, param);
   std::erase_if(found, [&](const FoundParam& param) {
     return param.grad == nullptr && param.values[lookup.rows.average()] == nullptr;
   });
   for (const FoundParam& param : found) {
     if (param.grad != nullptr) prefetch_storage(*param.grad->unsafeGetTensorImpl());
-    for_each_state(param, lookup.sharded, [](const c10::TensorImpl& tensor) { prefetch(&tensor); });
+    for_each_state(param, lookup, [](const c10::TensorImpl& tensor) { prefetch(&tensor); });
   }
-  for (const FoundParam& param : found) for_each_state(param, lookup.sharded, prefetch_storage);
+  for (const FoundParam& param : found) for_each_state(param, lookup, prefetch_storage);
 }
 
-void initialize_lookup(PyObject* parameter_type, PyObject* defaultdict_type) {
+void initialize_lookup(PyObject* parameter, PyObject* defaultdict_type) {
   g_defaultdict_type = reinterpret_cast<PyTypeObject*>(defaultdict_type);
   Py_INCREF(defaultdict_type);
-  g_parameter_type = reinterpret_cast<PyTypeObject*>(parameter_type);
-  Py_INCREF(parameter_type);
+  parameter_type = reinterpret_cast<PyTypeObject*>(parameter);
+  Py_INCREF(parameter);
   g_params_key = intern("params");
   g_maximize_key = intern("maximize");
   g_state_dtype_key = intern("state_dtype");

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "gather/python_tensor.h"
 #include "gather/sharded.h"
 #include "gather/state_rows.h"
 
@@ -17,8 +18,13 @@ PyObject* params_key();
 PyObject* maximize_key();
 PyObject* state_dtype_key();
 
+/// torch.nn.Parameter as Python has it.
+extern PyTypeObject* parameter_type;
+
 /// Whether it is exactly torch.Tensor or torch.nn.Parameter.
-bool is_plain_type(PyObject* object);
+inline bool is_plain_type(PyObject* object) {
+  return Py_TYPE(object) == parameter_type || is_exact_tensor(object);
+}
 
 /// Whether it is exactly a dict or a defaultdict: others may give other items than they hold.
 bool is_plain_dict(PyObject* object);
@@ -67,6 +73,6 @@ void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first,
 constexpr Py_ssize_t kBatch = 16;
 
 /// Interns the keys of all rules; the types are torch.nn.Parameter and collections.defaultdict.
-void initialize_lookup(PyObject* parameter_type, PyObject* defaultdict_type);
+void initialize_lookup(PyObject* parameter, PyObject* defaultdict_type);
 
 }  // namespace fused_optim

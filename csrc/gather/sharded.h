@@ -48,6 +48,13 @@ class Sharded {
   /// The same of a DTensor or a subclass.
   bool derives_from_dtensor(PyObject* object);
 
+  /// Asks the memory for where a DTensor has its attributes.
+  void prefetch(PyObject* dtensor) const {
+    __builtin_prefetch(dtensor);
+    if (spec_offset_ != 0)
+      __builtin_prefetch(reinterpret_cast<const char*>(dtensor) + spec_offset_);
+  }
+
   /// This rank's part, borrowed. Throws NotFused where that is no plain tensor.
   PyObject* local_of(PyObject* dtensor) const;
 
@@ -68,6 +75,7 @@ class Sharded {
   void find_types();
   bool are_equal(PyObject* placement, PyObject* other) const;
   bool is_shard(PyObject* placement) const;
+  PyObject* attribute_of(PyObject* dtensor, Py_ssize_t offset, PyObject* name) const;
 
   const KnownMeshes& known_;
   bool has_looked_ = false;
@@ -75,7 +83,9 @@ class Sharded {
   PyTypeObject* shard_ = nullptr;
   PyTypeObject* strided_shard_ = nullptr;
   PyTypeObject* replicate_ = nullptr;
-  PyObject* last_placed_ = nullptr;  // the last spec that was in order
+  Py_ssize_t local_tensor_offset_ = 0;  // in a DTensor, in bytes; 0 where it has no such slot
+  Py_ssize_t spec_offset_ = 0;          // likewise
+  PyObject* last_placed_ = nullptr;     // the last spec that was in order
   std::pair<PyObject*, PyObject*> last_alike_;
 };
 

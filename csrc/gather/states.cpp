@@ -168,7 +168,8 @@ const at::Tensor& StateGatherer::existing_like_param(Device device, const FoundP
                                                      int row, std::optional<at::ScalarType> dtype) {
   const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
   const char* name = rows_.rows[row].spec.name;
-  const at::Tensor& state = local_state(found, row);
+  const bool is_plain = found.spec == nullptr && is_plain_type(found.values[row]);
+  const at::Tensor& state = is_plain ? unpack(found.values[row]) : local_state(found, row);
   check_operand(builder_.where, param, *state.unsafeGetTensorImpl(), name);
   if (!dtype) return state;
   const at::ScalarType wanted = dtype_for(builder_.where, param, *dtype, name);
