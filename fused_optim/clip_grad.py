@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_ as torch_clip_grad_norm_
 
 from fused_optim import _C
+from fused_optim.sharding import is_dtensor, local_of
 
 __all__ = ["clip_grad_norm_"]
 
@@ -32,10 +33,12 @@ def clip_grad_norm_(
 
     Args:
         parameters: a tensor or an iterable of tensors, whose gradients are clipped; those without
-            one are left out.
+            one are left out. DTensors, which may lie on several meshes and beside plain tensors,
+            have the norm of the whole tensors, on all ranks that share their meshes: all of those
+            call this, whichever gradients they have, with the same parameters.
         max_norm (float): the largest norm :math:`c` that is let through.
         norm_type (float): :math:`p`. 1, 2 and inf are fused; others, and gradients that are sparse,
-            of a tensor subclass, not dense in memory, overlapping (one tensor is the gradient of
+            of a tensor subclass other than DTensor, not dense in memory, overlapping (one tensor is the gradient of
             several parameters) or, unless :math:`p` is 2, complex, go through torch's own function.
         error_if_nonfinite (bool): raise if the norm is NaN or infinite (default: False).
         foreach (bool, optional): ``False`` asks for torch's own for-loop.
@@ -53,19 +56,53 @@ def clip_grad_norm_(
     if not params:
         return torch_clip_grad_norm_(parameters, *rest)  # warns of an empty generator
     grads = [p.grad for p in params if p.grad is not None]
+    if any(map(is_dtensor, params)) and foreach is not False and norm_type > 0:
+        norm = _clip_across_ranks(params, float(max_norm), float(norm_type), error_if_nonfinite)
+        return norm.to(_dtype_of(p if p.grad is None else p.grad for p in params))
     if not grads or foreach is False or torch.compiler.is_compiling():
         return torch_clip_grad_norm_(params, *rest)
     norm = _C.grad_norm(grads, float(norm_type))
     if isinstance(norm, str):
         return torch_clip_grad_norm_(params, *rest)
     if error_if_nonfinite and not math.isfinite(norm.item()):
-        raise RuntimeError(
-            f"The total norm of order {float(norm_type)} for gradients from "
-            "`parameters` is non-finite, so it cannot be clipped. To disable "
-            "this error and scale the gradients by the non-finite norm anyway, "
-            "set `error_if_nonfinite=False`"
-        )
+        raise _nonfinite(norm_type)
     if _C.clip_grads(grads, norm, float(max_norm)) is not None:  # they overlap
         return torch_clip_grad_norm_(params, *rest)
-    dtypes = {g.dtype.to_real() for g in grads}
-    return norm.to(functools.reduce(torch.promote_types, dtypes))
+    return norm.to(_dtype_of(grads))
+
+
+def _dtype_of(tensors: Iterable[Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, {t.dtype.to_real() for t in tensors})
+
+
+def _nonfinite(norm_type: float) -> RuntimeError:
+    return RuntimeError(
+        f"The total norm of order {float(norm_type)} for gradients from "
+        "`parameters` is non-finite, so it cannot be clipped. To disable "
+        "this error and scale the gradients by the non-finite norm anyway, "
+        "set `error_if_nonfinite=False`"
+    )
+
+
+def _clip_across_ranks(
+    params: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool
+) -> Tensor:
+    """The norm of parameters of which some are DTensors, float64, after the clipping."""
+    from fused_optim.norm_across_ranks import NormAcrossRanks
+    from fused_optim.norm_for_torch import norm_for_torch
+
+    meshes = _C.meshes_of_params([{"params": params}])
+    name = "clip_grad_norm_"
+    across_ranks = NormAcrossRanks(name, meshes, None, params[0].device, norm_type)
+    with across_ranks.telling():
+        _, norm = norm_for_torch(across_ranks, params)
+    if error_if_nonfinite and not math.isfinite(norm.item()):
+        raise _nonfinite(norm_type)
+    grads = [p.grad for p in params if p.grad is not None]
+    locals_ = [local_of(grad) for grad in grads]  # of Partial ones, too: they are linear
+    if _C.clip_grads(locals_, norm, max_norm) is not None:
+        coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for local in locals_:
+            local.mul_(coefficient.to(local.device))
+    torch.autograd.graph.increment_version([grad for grad in grads if is_dtensor(grad)])
+    return norm

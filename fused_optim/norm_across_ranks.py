@@ -83,7 +83,7 @@ class NormAcrossRanks:
         group (ProcessGroup, optional): over whose ranks plain tensors are shards, and what meshes
             give is summed up.
         device (torch.device): where the parameters are.
-        is_max (bool): the largest absolute value, instead of the 2-norm.
+        norm_type (float): above 0; infinity for the largest absolute value.
         found_inf (Tensor or float, optional): AMP's, of this rank.
 
     Raises:
@@ -96,16 +96,17 @@ class NormAcrossRanks:
         meshes: "Sequence[DeviceMesh]",
         group: "ProcessGroup | None",
         device: torch.device,
-        is_max: bool,
+        norm_type: float,
         found_inf: Any = None,
     ) -> None:
         self.name = name
         self.group = group
-        self.is_max = is_max
+        self.norm_type = norm_type
+        self.is_max = math.isinf(norm_type)
         self.found_inf = 0.0 if found_inf is None else found_inf
         #: Whether the ranks have exchanged what they had.
         self.is_done = False
-        #: What the norm is made of, the same on all ranks: sums of squares, or largest values.
+        #: What the norm is made of, the same on all ranks: sums of powers, or largest values.
         self.contributions: Tensor | None = None
         self.has_overflowed: bool | Tensor = False
         #: Whether gradients are redistributed first, for torch's step, and the norm is taken anew.
@@ -144,6 +145,14 @@ class NormAcrossRanks:
                     self.exchange(self.zeros(), has_failed=True)
             raise
 
+    def norm(self) -> Tensor:
+        """Of all ranks' gradients, once the sums are exchanged: float64, no dimensions."""
+        values = self.contributions
+        assert values is not None
+        if self.is_max:
+            return values.max()
+        return values.sum().sqrt() if self.norm_type == 2 else values.sum() ** (1 / self.norm_type)
+
     def zeros(self) -> Tensor:
         """The sums of a rank without gradients."""
         return torch.zeros(1 + len(self.meshes), dtype=torch.float64)
@@ -158,8 +167,8 @@ class NormAcrossRanks:
         """Gives this rank's part for what all ranks have.
 
         Args:
-            sums (Tensor): of squares of plain tensors' gradients, then of each mesh's, float64; the
-                largest absolute values for ``is_max``.
+            sums (Tensor): of the powers that ``norm_type`` says of plain tensors' gradients, then
+                of each mesh's, float64; the largest absolute values for infinity.
             has_failed (bool): nothing is to be done on any rank.
             takes_torch (bool): this rank's step is torch's own.
             redistributed (int): which gradients are redistributed first, as a number that is the
@@ -201,17 +210,21 @@ class NormAcrossRanks:
             ranks, contributions, status = rows.split([1, 1, _NUM_FLAGS], 1)
         if problem:
             raise RuntimeError(f"fused_optim.{self.name}: {problem}. Nothing was changed.")
-        return self._conclude(ranks[:, 0], contributions.flatten(), status, takes_torch)
+        return self._conclude(
+            ranks[:, 0], contributions.flatten().contiguous(), status, takes_torch
+        )
 
     def _problem(
         self, replicas: Tensor | None, instances: Tensor, of_meshes: Tensor, status: Tensor
     ) -> str | None:
         """What ranks should have alike and don't, as far as the host knows."""
-        if status.device.type != "cpu":
+        if status.device.type != "cpu" or bool(
+            status[:, 1].any()
+        ):  # one that has failed gives zeros
             return None
         if status[:, 3].min() != status[:, 3].max():
             return "the ranks' gradients are placed differently"
-        tolerance = _REPLICAS_DIFFER if self.is_max else 2 * _REPLICAS_DIFFER
+        tolerance = _REPLICAS_DIFFER * (1.0 if self.is_max else max(1.0, self.norm_type))
         sums = [
             _sums_of_instances(*c, self.is_max) for c in zip(instances.T, of_meshes.T, strict=True)
         ]

@@ -45,9 +45,7 @@ def norm_for_torch(
             mesh, placements = params[i].device_mesh, params[i].placements
             grads[i] = grads[i].redistribute(mesh, placements)
         across_ranks.exchange(_sums(across_ranks, params, grads), takes_torch=True)
-    values = across_ranks.contributions
-    assert values is not None
-    return grads, values.max() if across_ranks.is_max else values.sum().sqrt()
+    return grads, across_ranks.norm()
 
 
 def _is_misplaced(param: Tensor) -> bool:
@@ -77,8 +75,9 @@ def _sums(
                 continue
         local = local_of(grad)
         parts[1 + number].append(local.coalesce().values() if local.is_sparse else local)
-    norms = torch.stack([_norm(p, across_ranks.is_max).to(across_ranks.device) for p in parts])
-    return norms if across_ranks.is_max else norms.square()
+    kind = across_ranks.norm_type
+    norms = torch.stack([_norm(part, kind).to(across_ranks.device) for part in parts])
+    return norms if across_ranks.is_max else norms**kind
 
 
 def _is_first_replica(param: Tensor, coordinate: tuple[int, ...]) -> bool:
@@ -89,11 +88,10 @@ def _is_first_replica(param: Tensor, coordinate: tuple[int, ...]) -> bool:
     )
 
 
-def _norm(grads: list[Tensor], is_max: bool) -> Tensor:
+def _norm(grads: list[Tensor], kind: float) -> Tensor:
     grads = [grad for grad in grads if grad.numel() > 0]
     if not grads:
         return torch.zeros((), dtype=torch.float64)
-    kind = float("inf") if is_max else 2.0
     norm = _C.grad_norm(grads, kind)
     if isinstance(norm, str):
         norm = torch.nn.utils.get_total_norm([g.double() for g in grads], kind)

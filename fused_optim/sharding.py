@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
-    "are_dtensors_alike",
     "are_placed_alike",
+    "flags_to_reset",
     "is_dtensor",
     "local_of",
     "placed_as",
@@ -52,19 +52,33 @@ def placed_as(tensor: Any) -> str:
     return f"{tensor._spec.placements} on {tensor._spec.mesh}"
 
 
-def are_dtensors_alike(group: dict[str, Any], states: Any) -> bool:
-    """Whether all parameters of a group that are stepped are DTensors whose parts lie in memory as
-    those of their gradients and states do: torch's fused and foreach steps may take them then."""
-    with_grad = [p for p in group["params"] if p.grad is not None]
-    for param in with_grad:
-        if not is_dtensor(param) or not is_dtensor(param.grad):
+def flags_to_reset(group: dict[str, Any], states: Any, asked: tuple[str, ...]) -> list[str]:
+    """Which flags of a group torch's step is not to find set.
+
+    Of those that are asked for, none where all parameters are DTensors that torch's fused and
+    foreach steps may take. All that choose an implementation where DTensors are beside plain
+    tensors, which the for-loop alone takes.
+    """
+    stepped = [p for p in group["params"] if p.grad is not None]
+    sharded = [p for p in stepped if is_dtensor(p)]
+    if sharded and len(sharded) < len(stepped):
+        asked = ("foreach", "fused")
+    elif sharded and _are_laid_out_alike(sharded, states):
+        asked = ()
+    return [name for name in asked if name in group]
+
+
+def _are_laid_out_alike(params: list[Tensor], states: Any) -> bool:
+    """Whether the parts of DTensors lie in memory as those of their gradients and states do."""
+    for param in params:
+        if not is_dtensor(param.grad):
             return False
         local = local_of(param)
         beside = [param.grad, *(s for s in states.get(param, {}).values() if is_dtensor(s))]
         for other in map(local_of, beside):
             if other.layout != torch.strided or other.stride() != local.stride():
                 return False
-    return bool(with_grad)
+    return True
 
 
 def state_like(param: "DTensor", local: Tensor) -> "DTensor":

@@ -7,6 +7,7 @@ nobody would be told.
 """
 
 import gc
+import math
 import sys
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -92,9 +93,9 @@ def norm_across_ranks(optimizer: "FusedOptimizer") -> "NormAcrossRanks | None":
     from fused_optim.norm_across_ranks import NormAcrossRanks
 
     first = next((p for own in optimizer.param_groups for p in own["params"]), torch.empty(0))
-    is_max = optimizer._fused.options.max_grad_norm is None
+    norm_type = math.inf if optimizer._fused.options.max_grad_norm is None else 2.0
     found_inf = getattr(optimizer, "found_inf", None)
-    return NormAcrossRanks(optimizer._name, meshes, group, first.device, is_max, found_inf)
+    return NormAcrossRanks(optimizer._name, meshes, group, first.device, norm_type, found_inf)
 
 
 def _check_norm_is_whole(optimizer: "FusedOptimizer") -> None:

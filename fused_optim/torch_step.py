@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fused_optim import _C
-from fused_optim.state_dtype import for_param
 from fused_optim.norm_for_torch import norm_for_torch
-from fused_optim.sharding import are_dtensors_alike, is_dtensor
+from fused_optim.sharding import flags_to_reset, is_dtensor
+from fused_optim.state_dtype import for_param
 from fused_optim.states_for_torch import StatesForTorch
 from fused_optim.torch_checks import check_for_torch, rehearse_for_torch
 
@@ -117,9 +117,7 @@ def _step_on(
     amp: dict[str, Any] = {name: own[name] for name in ("grad_scale", "found_inf") if name in own}
     groups = optimizer.param_groups
     asked = [
-        {}
-        if are_dtensors_alike(group, optimizer.state)
-        else {name: group[name] for name in reset_flags if name in group}
+        {name: group[name] for name in flags_to_reset(group, optimizer.state, reset_flags)}
         for group in groups
     ]
     places: list[dict[str, Any]] = [own, *groups]

@@ -20,6 +20,8 @@ Contributions AcrossRanks::exchange_sums(const at::Tensor& sums) const {
   if (!is_plain_type(contributions))
     throw std::logic_error("fused_optim: exchange() returned no tensor");
   Contributions result{unpack(contributions)};
+  if (result.sums.scalar_type() != at::kDouble || !result.sums.is_contiguous())
+    throw std::logic_error("fused_optim: exchange() returned no float64 in a row");
   if (is_plain_type(found_inf))
     result.found_inf = unpack(found_inf);
   else

@@ -1,0 +1,470 @@
+"""Norms over all ranks: the whole tensors', the same bits everywhere, and no rank waits for ever."""
+
+import math
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import Ranks
+from sharded import assert_same, line, make, placed, set_grads, snapshot
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.nn import Parameter
+from twins import FUSED
+
+import fused_optim
+
+pytestmark = pytest.mark.process
+#: Seconds, within which a rank that waits for another one is found out.
+LIMIT = 20
+
+
+@pytest.fixture(scope="module")
+def two():
+    ranks = Ranks(2, LIMIT)
+    ranks.run(_nothing)
+    yield ranks
+    ranks.stop()
+
+
+@pytest.fixture(scope="module")
+def four():
+    ranks = Ranks(4, LIMIT)
+    ranks.run(_nothing)
+    yield ranks
+    ranks.stop()
+
+
+def _nothing():
+    pass
+
+
+def rank():
+    return dist.get_rank()
+
+
+def norm_of(grads, kind=2.0):
+    return torch.linalg.vector_norm(torch.cat([g.double().flatten() for g in grads]), kind).item()
+
+
+def assert_same_bits_everywhere(tensor):
+    bits = tensor.reshape(1).to(torch.float64).view(torch.int64)
+    others = [torch.empty_like(bits) for _ in range(dist.get_world_size())]
+    dist.all_gather(others, bits)
+    assert all(torch.equal(bits, other) for other in others)
+
+
+def clips_by_the_whole_norm(dtype):
+    for cls in FUSED:
+        params, plain = make(line(), dtype=dtype)
+        ours = cls(params, lr=0.01, max_grad_norm=0.5)
+        # The same shards, clipped by hand.
+        twin = cls(plain, lr=0.01)
+        for i in range(3):
+            grads = set_grads(params, plain, seed=i)
+            ours.step()
+            assert ours.fallback_reason is None
+            norm = norm_of(grads)
+            assert ours.grad_norm.item() == pytest.approx(norm, rel=1e-12)
+            assert_same_bits_everywhere(ours.grad_norm)
+        del twin
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_whole_norm(two, dtype):
+    two.run(clips_by_the_whole_norm, dtype)
+
+
+def clipped_as_torch_does():
+    params, _ = make(line())
+    others, _ = make(line())
+    ours = fused_optim.AdamW(params, lr=0.1, max_grad_norm=0.5)
+    theirs = torch.optim.AdamW(others, lr=0.1)
+    for i in range(3):
+        set_grads(params, seed=i)
+        set_grads(others, seed=i)
+        ours.step()
+        torch.nn.utils.clip_grad_norm_(others, 0.5)
+        theirs.step()
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p.to_local(), q.to_local())
+
+
+def test_clipping_is_torchs(two):
+    two.run(clipped_as_torch_does)
+
+
+def gradients_on_some_ranks(which):
+    """`which`: for each rank the parameters that have one."""
+    params, _ = make(line())
+    ours = fused_optim.AdamW(params, lr=0.1, max_grad_norm=0.5, skip_nonfinite=True)
+    for i in range(3):
+        set_grads(params, seed=i)
+        for number, p in enumerate(params):
+            if number not in which[rank()]:
+                p.grad = None
+        ours.step()
+        assert ours.fallback_reason is None
+        assert_same_bits_everywhere(ours.grad_norm)
+        squares = sum(
+            p.grad.to_local().double().square().sum()
+            for p in params
+            if p.grad is not None and (rank() == 0 or p.placements[0].is_shard())
+        )
+        total = torch.as_tensor(squares, dtype=torch.float64).reshape(1)
+        dist.all_reduce(total)
+        assert ours.grad_norm.item() == pytest.approx(total.sqrt().item(), rel=1e-12)
+    assert all((p in ours.state) == (i in which[rank()]) for i, p in enumerate(params))
+
+
+@pytest.mark.parametrize("which", [((0, 1, 2, 3, 4), ()), ((), (0, 1)), ((0, 2), (1, 2, 3))])
+def test_gradients_on_some_ranks(two, which):
+    two.run(gradients_on_some_ranks, which)
+
+
+def fails_together(path):
+    options = {"foreach": True} if path == "torch" else {}
+    params, _ = make(line())
+    ours = fused_optim.AdamW(params, lr=0.1, max_grad_norm=0.5, **options)
+    set_grads(params)
+    ours.step()
+    if rank() == 1:
+        ours.state[params[1]]["exp_avg"] = torch.zeros(3)
+    before = snapshot(ours)
+    match = "parameter 1: 'exp_avg'" if rank() == 1 else "met with an error on rank 1"
+    with pytest.raises(RuntimeError, match=match):
+        ours.step()
+    assert_same(snapshot(ours), before)
+    if rank() == 1:
+        ours.state[params[1]]["exp_avg"] = torch.zeros_like(params[1])
+    ours.step()
+
+
+@pytest.mark.parametrize("path", ["kernels", "torch"])
+def test_a_bad_state_on_one_rank(two, path):
+    two.run(fails_together, path)
+
+
+def interrupted_on_one_rank():
+    class Interrupts:
+        def __float__(self):
+            raise KeyboardInterrupt
+
+    params, _ = make(line())
+    ours = fused_optim.AdamW(params, lr=0.1, max_grad_norm=0.5)
+    set_grads(params)
+    ours.step()
+    before = snapshot(ours)
+    if rank() == 0:
+        ours.param_groups[0]["lr"] = Interrupts()
+        ours._init_group = lambda *unused: (_ for _ in ()).throw(KeyboardInterrupt())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(KeyboardInterrupt if rank() == 0 else RuntimeError):
+            if rank() == 0:
+                fused_optim.stepping._step_on_kernels, kept = (
+                    _interrupt, fused_optim.stepping._step_on_kernels,
+                )  # fmt: skip
+                del ours._init_group
+                try:
+                    ours.step()
+                finally:
+                    fused_optim.stepping._step_on_kernels = kept
+            else:
+                ours.step()
+    if rank() == 0:
+        ours.param_groups[0]["lr"] = 0.1
+    assert_same(snapshot(ours), before)
+
+
+def _interrupt(*unused):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_on_one_rank(two):
+    two.run(interrupted_on_one_rank)
+
+
+def sparse_on_one_rank():
+    """A plain table beside DTensors; its gradient is sparse on one rank alone."""
+    params, _ = make(line())
+    table = Parameter(torch.ones(6, 2))
+    ours = fused_optim.SGD([*params, table], lr=0.1, max_grad_norm=0.5)
+    grads = set_grads(params)
+    dense = torch.zeros(6, 2)
+    dense[2] = 3.0
+    table.grad = dense.to_sparse(1) if rank() == 1 else dense
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours.step()
+    assert ours.fallback_reason is not None
+    assert_same_bits_everywhere(ours.grad_norm)
+    norm = norm_of([*grads, dense])
+    assert ours.grad_norm.item() == pytest.approx(norm, rel=1e-6)
+    torch.testing.assert_close(table.detach(), 1 - 0.1 * dense * (0.5 / norm))
+
+
+def test_a_sparse_gradient_on_one_rank(two):
+    two.run(sparse_on_one_rank)
+
+
+def overflows_on_one_rank(options):
+    params, _ = make(line())
+    ours = fused_optim.AdamW(params, lr=0.1, **options)
+    set_grads(params)
+    ours.step()
+    before = snapshot(ours)
+    ours.found_inf = torch.tensor(float(rank() == 1))
+    ours.step()
+    assert_same(snapshot(ours), before)
+    ours.found_inf = torch.tensor(0.0)
+    if "skip_nonfinite" in options:
+        if rank() == 1:
+            params[0].grad.to_local()[0] = math.nan
+        ours.step()
+        assert_same(snapshot(ours), before)
+        assert ours.skipped_steps.item() == 2
+        set_grads(params)
+    ours.step()
+    assert all(ours.state[p]["step"] == 2 for p in params)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_grad_norm": 0.5}, {"skip_nonfinite": True}, {"skip_nonfinite": True, "foreach": True}],
+)
+def test_an_overflow_on_one_rank(two, options):
+    two.run(overflows_on_one_rank, options)
+
+
+def plain_shards_over_a_group():
+    """This rank's parameters are its own."""
+    param = Parameter(torch.full((3,), 1.0))
+    ours = fused_optim.SGD([param], lr=0.1, max_grad_norm=1.0, norm_group=dist.group.WORLD)
+    param.grad = torch.full((3,), float(rank() + 1))
+    ours.step()
+    norm = math.sqrt(3 * 1 + 3 * 4)
+    assert ours.grad_norm.item() == pytest.approx(norm)
+    torch.testing.assert_close(param.detach(), 1 - 0.1 * param.grad / norm)
+    if rank() == 1:
+        param.grad = None
+    ours.step()
+    assert ours.grad_norm.item() == pytest.approx(math.sqrt(3))
+    assert_same_bits_everywhere(ours.grad_norm)
+
+
+def test_plain_shards_over_a_group(two):
+    two.run(plain_shards_over_a_group)
+
+
+def model_with_gradients():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
+    model(torch.ones(3, 4)).sum().backward()
+    return model
+
+
+def zero_redundancy():
+    model = model_with_gradients()
+    norm = norm_of([p.grad for p in model.parameters()])
+    optimizer = ZeroRedundancyOptimizer(
+        model.parameters(), optimizer_class=fused_optim.AdamW, lr=0.1,
+        max_grad_norm=0.5, norm_group=dist.group.WORLD,
+    )  # fmt: skip
+    optimizer.step()
+    assert optimizer.optim.grad_norm.item() == pytest.approx(norm, rel=1e-6)
+    other = model_with_gradients()
+    torch.nn.utils.clip_grad_norm_(other.parameters(), 0.5)
+    torch.optim.AdamW(other.parameters(), lr=0.1).step()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    with pytest.raises(RuntimeError, match="within ZeroRedundancyOptimizer.*norm_group"):
+        optimizer.optim.norm_group = None
+        optimizer.optim.step()
+
+
+def fsdp1():
+    for use_orig_params in (False, True):
+        plain = model_with_gradients()
+        norm = norm_of([p.grad for p in plain.parameters()])
+        plain.zero_grad()
+        model = FullyShardedDataParallel(
+            plain, device_id=torch.device("cpu"), use_orig_params=use_orig_params
+        )
+        optimizer = fused_optim.AdamW(
+            model.parameters(), lr=0.1, max_grad_norm=0.5, norm_group=dist.group.WORLD
+        )
+        model(torch.ones(3, 4)).sum().backward()
+        optimizer.step()
+        assert optimizer.fallback_reason is None
+        assert optimizer.grad_norm.item() == pytest.approx(norm, rel=1e-6)
+
+
+@pytest.mark.parametrize("check", [zero_redundancy, fsdp1], ids=lambda check: check.__name__)
+def test_plain_shards_of_wrappers(two, check):
+    two.run(check)
+
+
+def meshes_of(kind):
+    """(parameters, their mesh and placements) for each way to shard over four ranks."""
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    return {
+        "hsdp": [(grid, [Replicate(), Shard(0)])],
+        "tp": [(grid["tp"], [Shard(1)]), (grid["tp"], [Replicate()])],
+        "fsdp and tp": [(grid, [Shard(0), Shard(0)]), (grid, [Shard(0), Shard(1)]), (grid["dp"], [Shard(0)])],
+        "mixed": [(line(), [Shard(0)]), (grid, [Replicate(), Replicate()]), (grid["tp"], [Shard(0)]), None],
+        "line and dp": [(grid["dp"], [Shard(1)]), (line(), [Shard(0)])],
+    }[kind]  # fmt: skip
+
+
+def on_meshes(kind, with_plain):
+    shapes = [(7, 6), (5, 4), (8, 8), (3, 2)]
+    where = meshes_of(kind)
+    tensors = [torch.randn(s, generator=torch.Generator().manual_seed(3)) for s in shapes]
+    params = [
+        Parameter(t.clone() if w is None else placed(t, *w))
+        for t, w in zip(tensors, where, strict=False)
+    ]
+    if with_plain:
+        params.append(Parameter(torch.ones(3)))
+    for options in ({}, {"foreach": True}):
+        ours = fused_optim.AdamW(params, lr=0.1, max_grad_norm=0.5, **options)
+        grads = set_grads(params)
+        whole = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in params]
+        norm = norm_of(whole)
+        assert norm == pytest.approx(norm_of(grads))
+        ours.step()
+        assert (ours.fallback_reason is None) == (not options)
+        assert ours.grad_norm.item() == pytest.approx(norm, rel=1e-12 if not options else 1e-6)
+        assert_same_bits_everywhere(ours.grad_norm)
+        for kind_of_norm in (1.0, 2.0, 3.0, math.inf):
+            set_grads(params)
+            found = fused_optim.clip_grad_norm_(params, 0.5, kind_of_norm)
+            expected = norm_of(whole, kind_of_norm)
+            assert found.item() == pytest.approx(expected, rel=1e-6)
+            factor = min(1.0, 0.5 / (expected + 1e-6))
+            for p, g in zip(params, whole, strict=True):
+                grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+                torch.testing.assert_close(grad, g * factor)
+
+
+@pytest.mark.parametrize("kind", ["hsdp", "tp", "fsdp and tp", "mixed", "line and dp"])
+@pytest.mark.parametrize("with_plain", [False, True])
+def test_meshes(four, kind, with_plain):
+    four.run(on_meshes, kind, with_plain)
+
+
+def fails_across_meshes(kind):
+    params = [Parameter(placed(torch.ones(4, 4), *w)) for w in meshes_of(kind)]
+    ours = fused_optim.AdamW(params, lr=0.1, max_grad_norm=0.5)
+    set_grads(params)
+    ours.step()
+    if rank() == 3:
+        ours.state[params[-1]]["exp_avg"] = torch.zeros(3)
+    with pytest.raises(RuntimeError, match="'exp_avg'" if rank() == 3 else "rank 3"):
+        ours.step()
+
+
+@pytest.mark.parametrize("kind", ["hsdp", "fsdp and tp", "line and dp"])
+def test_errors_reach_all_ranks_of_meshes(four, kind):
+    four.run(fails_across_meshes, kind)
+
+
+def pipeline_stages():
+    """Two stages, each sharded over its own two ranks."""
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    stage = rank() // 2
+    param = Parameter(placed(torch.ones(5, 2), grid["dp"], [Shard(0)]))
+    extra = [Parameter(placed(torch.ones(3), grid["dp"], [Replicate()]))] if stage else []
+    params = [param, *extra]
+    ours = fused_optim.SGD(params, lr=0.1, max_grad_norm=1.0, norm_group=dist.group.WORLD)
+    for p in params:
+        p.grad = placed(torch.full(p.shape, float(stage + 1)), p.device_mesh, p.placements)
+    ours.step()
+    norm = math.sqrt(10 * 1 + 10 * 4 + 3 * 4)
+    assert ours.grad_norm.item() == pytest.approx(norm, rel=1e-12)
+    assert_same_bits_everywhere(ours.grad_norm)
+    # Without a group each stage has its own.
+    ours.norm_group = None
+    ours.step()
+    assert ours.grad_norm.item() == pytest.approx(math.sqrt(52 if stage else 10), rel=1e-12)
+    # An error in one stage is known in the other.
+    ours.norm_group = dist.group.WORLD
+    if rank() == 0:
+        param.grad._local_tensor = torch.zeros(1)
+    with pytest.raises(RuntimeError, match="'grad'" if rank() == 0 else "rank 0"):
+        ours.step()
+
+
+def test_pipeline_stages(four):
+    four.run(pipeline_stages)
+
+
+def distinct_parts_without_a_group():
+    """Each pair of ranks has an expert of its own, which nothing says; all share a line."""
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("ep", "dp"))
+    expert = Parameter(placed(torch.ones(4), grid["dp"], [Shard(0)]))
+    shared = Parameter(placed(torch.ones(8), line(), [Shard(0)]))
+    ours = fused_optim.SGD([shared, expert], lr=0.1, max_grad_norm=1.0)
+    for p in (shared, expert):
+        p.grad = placed(torch.ones(p.shape), p.device_mesh, p.placements)
+    expert.grad.to_local().mul_(1 + rank() // 2)
+    with pytest.raises(RuntimeError, match="norm_group"):
+        ours.step()
+    assert torch.equal(shared.to_local(), torch.ones(2))
+
+
+def test_distinct_parts_are_no_replicas(four):
+    four.run(distinct_parts_without_a_group)
+
+
+def what_a_group_is():
+    from torch import multiprocessing  # noqa: F401
+
+    param = Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="norm_group"):
+        fused_optim.SGD([param], lr=0.1, norm_group="world")
+    with pytest.raises(ValueError, match="norm_group"):
+        fused_optim.SGD([{"params": [param], "norm_group": dist.group.WORLD}], lr=0.1)
+    ours = fused_optim.SGD([param], lr=0.1, max_grad_norm=1.0, norm_group=dist.group.WORLD)
+    import copy
+    import pickle
+
+    assert copy.deepcopy(ours).norm_group is dist.group.WORLD
+    assert copy.copy(ours).norm_group is dist.group.WORLD
+    assert pickle.loads(pickle.dumps(ours)).norm_group is None
+    assert "norm_group" not in ours.defaults and "norm_group" not in ours.param_groups[0]
+    assert "norm_group" not in str(ours.state_dict())
+    params, _ = make(line())
+    alone = [dist.new_group([0]), dist.new_group([1])][rank()]
+    ours = fused_optim.SGD(params, lr=0.1, max_grad_norm=1.0, norm_group=alone)
+    set_grads(params)
+    with pytest.raises(RuntimeError, match="norm_group lacks ranks"):
+        ours.step()
+
+
+def test_the_group_as_an_option(two):
+    two.run(what_a_group_is)
+
+
+def test_partial_is_known_to_all(two):
+    two.run(partial_gradients_on_one_rank)
+
+
+def partial_gradients_on_one_rank():
+    from torch.distributed.tensor import Partial
+
+    params, _ = make(line(), [(8, 4)])
+    ours = fused_optim.SGD(params, lr=0.1, max_grad_norm=0.5)
+    set_grads(params)
+    if rank() == 1:
+        params[0].grad = DTensor.from_local(torch.ones(8, 4), line(), [Partial()])
+    before = params[0].to_local().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="placed differently"):
+            ours.step()
+    assert torch.equal(params[0].to_local(), before)
