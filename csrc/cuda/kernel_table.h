@@ -111,8 +111,9 @@ struct EntryView {
   int operands;
 
   static constexpr uint32_t kDeviceStep = 1;  // `step` is the address of a float
-  static constexpr uint32_t kFormatShift =
-      1;  // the two above: the format of the states of one element
+  /// Of the flags above the first: the format of the states of one element.
+  static constexpr uint32_t kFormatShift = 1;
+  static_assert(kNumFormats <= 1 << (8 - kFormatShift));
 
   FUSED_OPTIM_INLINE static int size(int operands, int one_element_states, bool has_average,
                                      bool is_mixed) {
@@ -144,7 +145,7 @@ struct EntryView {
     return words[operands + 3 + one_element_states + (has_average ? 1 : 0)];
   }
   FUSED_OPTIM_INLINE Format one_element_format() const {
-    return static_cast<Format>((flags() >> kFormatShift) & 3u);
+    return static_cast<Format>(flags() >> kFormatShift);
   }
   FUSED_OPTIM_INLINE float* device_step() const {
     return reinterpret_cast<float*>(words[operands]);
