@@ -40,7 +40,7 @@ class TableFiller {
     const size_t row = last_row_ == entry.row ? 0 : RowView::size(spec_.num_hyperparameters);
     const size_t chunk_ends = chunk_ends_.size() / 2 + 1;
     const size_t needed = chunk_ends + row + entry_size() + layout.size();
-    if (rows_.size() + entries_.size() + layouts_.size() + needed > KernelTable::kWords) flush();
+    if (rows_.size() + entries_.size() + layouts_.size() + needed > KernelTable::kItems) flush();
     if (last_row_ != entry.row) add_row(entry.row);
 
     for (int operand : operands_) entries_.push_back(address(entry, operand));

@@ -49,10 +49,12 @@ struct TableHead {
 /// and CUDA graphs capture it.
 template <int kNumWords>
 struct TableOf {
-  static constexpr int kWords = kNumWords;
+  static constexpr int kItems = kNumWords;
 
   TableHead head;
-  uint64_t words[kWords];
+  uint64_t words[kItems];
+
+  uint64_t* items() { return words; }
 };
 
 using KernelTable = TableOf<4088>;
