@@ -14,9 +14,9 @@ class TableFiller {
         spec_(kRules[bucket.table->rule]),
         num_one_element_(spec_.num_one_element - (spec_.has_step ? 1 : 0)),
         inputs_(inputs) {
-    for (int i = 0; i < kAverage; ++i)
-      if (i < kFirstState || has_state(bucket.first().mask, i - kFirstState))
-        operands_.push_back(i);
+    operands_ = {kParam, kGrad};
+    for (int state = 0; state < kMaxStates; ++state)
+      if (has_state(bucket.first().mask, state)) operands_.push_back(state_operand(state));
     if (bucket.table->zero_grads) flags_ |= TableHead::kZeroGrads;
     if (is_averaged()) flags_ |= TableHead::kAverages;
   }

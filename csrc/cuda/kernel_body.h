@@ -88,7 +88,8 @@ class StepKernel {
                                      : 0);
   }
 
-  static constexpr int state_operand(int state) {
+  /// A state's place among the operands that are there.
+  static constexpr int operand_of(int state) {
     return kFirstState + count_states(states & ((1u << state) - 1u));
   }
 
@@ -109,10 +110,10 @@ class StepKernel {
     for_each_single(operands, [&](char* const* elements) {
       T values[kOperands];
       FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k) values[k] = formats.load_element(elements[k], k);
+      for (int k = kParam; k < kOperands; ++k) values[k] = formats.load_element(elements[k], k);
       step_element(values);
       FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k)
+      for (int k = kParam; k < kOperands; ++k)
         if (k != kGrad) formats.store_element(elements[k], k, values[k]);
       if (operands.is_zeroed()) formats.store_element(elements[kGrad], kGrad, T(0));
       if (!operands.is_averaged()) return;
@@ -165,11 +166,12 @@ class StepKernel {
       FUSED_OPTIM_UNROLL
       for (int j = 0; j < kTogether; ++j) {
         FUSED_OPTIM_UNROLL
-        for (int k = 0; k < kOperands; ++k) values[j][k] = formats.decode_at(packs[k], k, v + j);
+        for (int k = kParam; k < kOperands; ++k)
+          values[j][k] = formats.decode_at(packs[k], k, v + j);
         step_element(values[j]);
       }
       FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k) {
+      for (int k = kParam; k < kOperands; ++k) {
         if (k == kGrad) continue;
         FUSED_OPTIM_UNROLL
         for (int j = 0; j < kTogether; ++j) encoded[j] = values[j][k];
@@ -202,12 +204,12 @@ class StepKernel {
     T state[kStates] = {};
     FUSED_OPTIM_UNROLL
     for (int i = 0; i < kStates; ++i)
-      if (has_state(states, i)) state[i] = values[state_operand(i)];
+      if (has_state(states, i)) state[i] = values[operand_of(i)];
     Rule::template update<states, T>(values[kParam], values[kGrad] * scalars_.grad_multiplier,
                                      state, scalars_.of_rule);
     FUSED_OPTIM_UNROLL
     for (int i = 0; i < kStates; ++i)
-      if (has_state(states, i)) values[state_operand(i)] = state[i];
+      if (has_state(states, i)) values[operand_of(i)] = state[i];
   }
 
   const Place place_;
