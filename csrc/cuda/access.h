@@ -16,6 +16,12 @@ struct alignas(16) Pack {
 template <class Storage>
 constexpr bool kIsHalf = sizeof(Storage) == 2;
 
+/// What packs hold: pairs of half types, or what is computed with.
+#define FUSED_OPTIM_FITS(name, Storage, text) \
+  static_assert(kIsHalf<Storage> || sizeof(Storage) == sizeof(opmath_t<Storage>));
+FUSED_OPTIM_FOR_EACH_FORMAT(FUSED_OPTIM_FITS)
+#undef FUSED_OPTIM_FITS
+
 /// Elements that are encoded together.
 template <class Storage>
 constexpr int kEncoded = kIsHalf<Storage> ? 2 : 1;

@@ -33,7 +33,7 @@ class Chunk {
     count_ = static_cast<uint32_t>(rest < kChunk ? rest : kChunk);
     const int64_t first = is_strided() ? 0 : begin();
     FUSED_OPTIM_UNROLL
-    for (int k = 0; k < kOperands; ++k)
+    for (int k = kParam; k < kOperands; ++k)
       data_[k] = static_cast<char*>(entry.operand(k)) + first * formats.size(k);
     data_[kAverageOperand] = is_averaged() ? static_cast<char*>(entry.average(one_element_states)) +
                                                  first * formats.size(kAverageOperand)
@@ -67,7 +67,7 @@ class Chunk {
   /// Stores what a step changes of pack i, which is `packs`.
   FUSED_OPTIM_INLINE void store_pack(uint32_t i, const Pack (&packs)[kOperands + 1]) const {
     FUSED_OPTIM_UNROLL
-    for (int k = 0; k < kOperands; ++k)
+    for (int k = kParam; k < kOperands; ++k)
       if (k != kGrad) store_operand(k, i, packs[k]);
     if (is_zeroed()) store_operand(kGrad, i, Pack{});
     if (is_averaged()) store_operand(kAverageOperand, i, packs[kAverageOperand]);
@@ -78,7 +78,7 @@ class Chunk {
   /// Where the operands' elements of this number in the chunk lie.
   FUSED_OPTIM_INLINE void locate(uint32_t i, char* (&elements)[kOperands + 1]) const {
     FUSED_OPTIM_UNROLL
-    for (int k = 0; k <= kOperands; ++k) elements[k] = data_[k];
+    for (int k = kParam; k <= kAverageOperand; ++k) elements[k] = data_[k];
     if (!is_strided())
       advance(elements, [&](int) { return int64_t{i}; });
     else if (entry_.numel() <= int64_t{~0u})
@@ -105,7 +105,7 @@ class Chunk {
       const uint32_t at = i + u * stride;
       const bool inside = at < num_packs();
       FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k)
+      for (int k = kParam; k < kOperands; ++k)
         if (inside) loaded.packs[u][k] = load(pack_at(k, at), k);
       if (inside && is_averaged())
         loaded.packs[u][kAverageOperand] = load(pack_at(kAverageOperand, at), kAverageOperand);
@@ -123,7 +123,7 @@ class Chunk {
   template <class Offset>
   FUSED_OPTIM_INLINE void advance(char* (&elements)[kOperands + 1], Offset offset) const {
     FUSED_OPTIM_UNROLL
-    for (int k = 0; k < kOperands; ++k) elements[k] += offset(k) * formats_.size(k);
+    for (int k = kParam; k < kOperands; ++k) elements[k] += offset(k) * formats_.size(k);
     if (is_averaged())
       elements[kAverageOperand] += offset(kAverageOperand) * formats_.size(kAverageOperand);
   }

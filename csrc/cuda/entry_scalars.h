@@ -2,8 +2,8 @@
 // made of stays the same.
 #pragma once
 
+#include "cuda/block.h"
 #include "cuda/kernel_table.h"
-#include "cuda/place.h"
 #include "rules/one_element_states.h"
 #include "rules/rule.h"
 
@@ -52,20 +52,22 @@ struct EntryScalars {
   Values values;
 
   /// Forgets what values are made of. Like prepare, for all threads of a block together.
-  FUSED_OPTIM_INLINE void reset(const Place& place) {
-    if (speaks_for_block(place)) row_ = ~0u;
-    wait_for_block();
+  template <class Block>
+  FUSED_OPTIM_INLINE void reset(const Block& block) {
+    block.once([&] { row_ = ~0u; });
+    block.wait();
   }
 
   /// Makes `values` this entry's.
-  FUSED_OPTIM_INLINE void prepare(const Place& place, const TableView& table,
+  template <class Block>
+  FUSED_OPTIM_INLINE void prepare(const Block& block, const TableView& table,
                                   const EntryView& entry) {
     const double step = entry.step();
     const OneElementValues states = load_one_element_states<Rule>(entry);
     if (are_made_of(entry.row(), step, states)) return;
-    wait_for_block();  // others may still read what is there
-    if (speaks_for_block(place)) make(table, entry, step, states);
-    wait_for_block();
+    block.wait();  // others may still read what is there
+    block.once([&] { make(table, entry, step, states); });
+    block.wait();
   }
 
  private:

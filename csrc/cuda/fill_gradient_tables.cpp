@@ -8,7 +8,7 @@ std::vector<GradientLaunch> fill_gradient_tables(const Gradients& gradients, Dev
     GradientLaunch* launch = nullptr;
     for (const Gradient& gradient : gradients.entries) {
       if (!(gradient.device == device) || gradient.dtype != static_cast<Format>(dtype)) continue;
-      if (launch == nullptr || launch->head.num_entries == GradientTable::kEntries) {
+      if (launch == nullptr || launch->head.num_entries == GradientTable::kItems) {
         launch = &launches.emplace_back();
         launch->dtype = gradient.dtype;
       }

@@ -14,9 +14,9 @@ class TableFiller {
         spec_(kRules[bucket.table->rule]),
         num_one_element_(spec_.num_one_element - (spec_.has_step ? 1 : 0)),
         inputs_(inputs) {
-    for (int i = 0; i < kAverage; ++i)
-      if (i < kFirstState || has_state(bucket.first().mask, i - kFirstState))
-        operands_.push_back(i);
+    operands_ = {kParam, kGrad};
+    for (int state = 0; state < kMaxStates; ++state)
+      if (has_state(bucket.first().mask, state)) operands_.push_back(state_operand(state));
     if (bucket.table->zero_grads) flags_ |= TableHead::kZeroGrads;
     if (is_averaged()) flags_ |= TableHead::kAverages;
   }
@@ -40,7 +40,7 @@ class TableFiller {
     const size_t row = last_row_ == entry.row ? 0 : RowView::size(spec_.num_hyperparameters);
     const size_t chunk_ends = chunk_ends_.size() / 2 + 1;
     const size_t needed = chunk_ends + row + entry_size() + layout.size();
-    if (rows_.size() + entries_.size() + layouts_.size() + needed > KernelTable::kWords) flush();
+    if (rows_.size() + entries_.size() + layouts_.size() + needed > KernelTable::kItems) flush();
     if (last_row_ != entry.row) add_row(entry.row);
 
     for (int operand : operands_) entries_.push_back(address(entry, operand));

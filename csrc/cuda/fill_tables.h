@@ -1,9 +1,9 @@
 // From a bucket to kernel tables: as many tensors in each as its bytes hold.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
+#include "cuda/as_argument.h"
 #include "cuda/kernel_table.h"
 #include "step/table.h"
 
@@ -16,23 +16,9 @@ struct FilledTable {
 
   TableView view() const { return {head, words.data()}; }
 
-  /// Calls visit(table) with the kernel's argument: the smallest that holds the words. What lies
-  /// beyond them is not set, and no kernel reads it.
   template <class Visit>
   void as_argument(Visit visit) const {
-    if (words.size() <= SmallKernelTable::kWords)
-      visit_as<SmallKernelTable>(visit);
-    else
-      visit_as<KernelTable>(visit);
-  }
-
- private:
-  template <class Table, class Visit>
-  void visit_as(Visit& visit) const {
-    Table table;
-    table.head = head;
-    std::copy(words.begin(), words.end(), table.words);
-    visit(table);
+    cuda::as_argument<SmallKernelTable, KernelTable>(head, words, visit);
   }
 };
 

@@ -64,10 +64,7 @@ struct MixedFormats {
   FUSED_OPTIM_INLINE Format of(int operand) const {
     return static_cast<Format>((formats_ >> (8 * operand)) & 0xffu);
   }
-  FUSED_OPTIM_INLINE int64_t size(int operand) const {
-    const Format format = of(operand);
-    return format == Format::Float64 ? 8 : format == Format::Float32 ? 4 : 2;
-  }
+  FUSED_OPTIM_INLINE int64_t size(int operand) const { return item_size(of(operand)); }
 
   FUSED_OPTIM_INLINE Pack load_pack(const char* from, int operand) const {
     const int64_t bytes = kPack * size(operand);
@@ -134,20 +131,12 @@ struct MixedFormats {
   }
 
  private:
-  /// visit(Storage()) for the operand's format. Double is beside double alone.
+  /// visit(Storage()) for the operand's format, which T computes: double is beside double alone.
   template <class Visit>
   FUSED_OPTIM_INLINE void with_format(int operand, Visit visit) const {
-    switch (of(operand)) {
-      case Format::Float32:
-        return visit(float());
-      case Format::Float64:
-        if constexpr (sizeof(T) == sizeof(double)) visit(double());
-        return;
-      case Format::BFloat16:
-        return visit(bfloat16());
-      case Format::Float16:
-        return visit(float16());
-    }
+    with_storage(of(operand), [&]<class Storage>(Storage stored) {
+      if constexpr (sizeof(opmath_t<Storage>) <= sizeof(T)) visit(stored);
+    });
   }
 
   template <class Storage>
@@ -206,12 +195,12 @@ struct FormatsOf<Mixed<T>> {
 template <class Element>
 using formats_of_t = typename FormatsOf<Element>::type;
 
-/// visit(Element()) for the kernel of these operands.
+/// visit(Element()) for the kernel of these operands. `format`: the parameter's.
 template <class Visit>
 auto with_element(bool is_uniform, Format format, Visit visit) {
   if (is_uniform) return with_storage(format, visit);
-  if (format == Format::Float64) return visit(Mixed<double>());
-  return visit(Mixed<float>());
+  return with_storage(format,
+                      [&]<class Storage>(Storage) { return visit(Mixed<opmath_t<Storage>>()); });
 }
 
 }  // namespace fused_optim::cuda

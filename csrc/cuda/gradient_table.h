@@ -39,10 +39,12 @@ struct GradientTableHead {
 
 template <int kNumEntries>
 struct GradientTableOf {
-  static constexpr int kEntries = kNumEntries;
+  static constexpr int kItems = kNumEntries;
 
   GradientTableHead head;
-  GradientView entries[kEntries];
+  GradientView entries[kItems];
+
+  GradientView* items() { return entries; }
 };
 
 using GradientTable = GradientTableOf<1360>;

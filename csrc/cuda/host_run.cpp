@@ -10,6 +10,7 @@
 #define FUSED_OPTIM_INLINE inline
 
 #include "cuda/fill_gradient_tables.h"
+#include "cuda/host_block.h"
 #include "cuda/kernel_body.h"
 #include "cuda/norm_body.h"
 
@@ -18,11 +19,10 @@ namespace {
 
 template <class Kernel>
 void run_table(const TableView& table, uint32_t blocks, uint32_t threads) {
-  for (uint32_t block = 0; block < blocks; ++block)
-    for (uint32_t thread = 0; thread < threads; ++thread) {
-      typename Kernel::Scalars scalars;
-      Kernel::run({block, thread, blocks, threads}, table, scalars);
-    }
+  for (uint32_t number = 0; number < blocks; ++number) {
+    typename Kernel::Scalars scalars;
+    Kernel::run(HostBlock{number, blocks, threads}, table, scalars);
+  }
   for (uint32_t thread = 0; thread < threads; ++thread)
     Kernel::advance_steps(thread, threads, table);
 }

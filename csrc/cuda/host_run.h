@@ -1,4 +1,4 @@
-// The CUDA kernels, run on the host: every thread of every block, one after the other.
+// The CUDA kernels, run on the host: block after block, each phase for all of its threads.
 #pragma once
 
 #include "cuda/fill_tables.h"

@@ -1,11 +1,11 @@
-// What one thread of one block does in a step: plain C++ that runs on the device and on the host.
+// What a block does in a step: plain C++ that runs on the device and on the host.
 #pragma once
 
+#include "cuda/block.h"
 #include "cuda/chunk.h"
 #include "cuda/entry_scalars.h"
 #include "cuda/find_by_chunk.h"
 #include "cuda/kernel_table.h"
-#include "cuda/place.h"
 
 namespace fused_optim::cuda {
 
@@ -36,24 +36,25 @@ class StepKernel {
   }
 
   /// Every element of every entry belongs to exactly one thread of the launch. `scalars`: the
-  /// block's on the device, the thread's own on the host.
-  FUSED_OPTIM_HOST_DEVICE static void run(const Place& place, const TableView& table,
+  /// block's.
+  template <class Block>
+  FUSED_OPTIM_HOST_DEVICE static void run(const Block& block, const TableView& table,
                                           Scalars& scalars) {
     const TableHead& head = table.head;
     const bool skipped = head.is_skipped();
     if (skipped && !head.zeroes_grads()) return;
-    scalars.reset(place);
-    StepKernel kernel(place, table, scalars);
-    for (uint32_t chunk = place.block; chunk < head.num_chunks; chunk += place.num_blocks) {
+    scalars.reset(block);
+    StepKernel kernel(table, scalars);
+    for (uint32_t chunk = block.number; chunk < head.num_chunks; chunk += block.num_blocks) {
       const uint32_t index = find_by_chunk(head.num_entries, chunk,
                                            [&](uint32_t entry) { return table.chunk_end(entry); });
       const EntryView entry = entry_at(table, index);
       const Operands operands(table, entry, formats_at(table, entry), kOneElementStates,
                               chunk - table.first_chunk(index));
       if (skipped)
-        kernel.zero_chunk(operands);
+        kernel.zero_chunk(block, operands);
       else
-        kernel.step_chunk(entry, operands);
+        kernel.step_chunk(block, entry, operands);
     }
   }
 
@@ -88,73 +89,95 @@ class StepKernel {
                                      : 0);
   }
 
-  static constexpr int state_operand(int state) {
+  /// A state's place among the operands that are there.
+  static constexpr int operand_of(int state) {
     return kFirstState + count_states(states & ((1u << state) - 1u));
   }
 
-  FUSED_OPTIM_INLINE StepKernel(const Place& place, const TableView& table, Scalars& scalars)
-      : place_(place), table_(table), of_entry_(scalars) {}
+  FUSED_OPTIM_INLINE StepKernel(const TableView& table, Scalars& scalars)
+      : table_(table), of_entry_(scalars) {}
 
-  FUSED_OPTIM_INLINE void zero_chunk(const Operands& operands) const {
-    for (uint32_t i = place_.thread; i < operands.num_packs(); i += place_.num_threads)
-      operands.zero_grad_pack(i);
-    for_each_single(operands, [&](char* const* elements) {
-      operands.formats().store_element(elements[kGrad], kGrad, T(0));
+  template <class Block>
+  FUSED_OPTIM_INLINE void zero_chunk(const Block& block, const Operands& operands) const {
+    block.each([&](uint32_t thread) {
+      for (uint32_t i = thread; i < operands.num_packs(); i += block.num_threads)
+        operands.zero_grad_pack(i);
     });
+    block.template each_of<Single>(
+        first_single(operands), operands.count(), [&](uint32_t i, Single& single) {
+          operands.locate(i, single.elements);
+          operands.formats().store_element(single.elements[kGrad], kGrad, T(0));
+        });
   }
 
-  FUSED_OPTIM_INLINE void step_chunk(const EntryView& entry, const Operands& operands) {
-    step_packs(entry, operands);
-    const Formats& formats = operands.formats();
-    for_each_single(operands, [&](char* const* elements) {
-      T values[kOperands];
-      FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k) values[k] = formats.load_element(elements[k], k);
-      step_element(values);
-      FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k)
-        if (k != kGrad) formats.store_element(elements[k], k, values[k]);
-      if (operands.is_zeroed()) formats.store_element(elements[kGrad], kGrad, T(0));
-      if (!operands.is_averaged()) return;
-      const T average = formats.load_element(elements[kAverageOperand], kAverageOperand);
-      const T param = formats.load_element(elements[kParam], kParam);
-      formats.store_element(elements[kAverageOperand], kAverageOperand, averaged(average, param));
-    });
-  }
-
-  /// Visits the elements that are in no pack: those after the last one, all of strided operands.
-  template <class Visit>
-  FUSED_OPTIM_INLINE void for_each_single(const Operands& operands, Visit visit) const {
-    const uint32_t done = operands.num_packs() * kPack;
-    for (uint32_t i = done + place_.thread; i < operands.count(); i += place_.num_threads) {
-      char* elements[kOperands + 1];
-      operands.locate(i, elements);
-      visit(elements);
-    }
+  template <class Block>
+  FUSED_OPTIM_INLINE void step_chunk(const Block& block, const EntryView& entry,
+                                     const Operands& operands) {
+    step_packs(block, entry, operands);
+    block.template each_of<Single>(
+        first_single(operands), operands.count(),
+        [&](uint32_t i, Single& single) { step_single(operands, i, single); },
+        [&](uint32_t, const Single& single) { store_single(operands, single); });
   }
 
   /// 16 bytes at a time: all loads of kUnroll packs, then the arithmetic, then the stores. The
   /// chunk's scalars are computed while its first loads are under way. All threads go through the
   /// loop equally often, at least once, as they wait for one another there.
-  FUSED_OPTIM_INLINE void step_packs(const EntryView& entry, const Operands& operands) {
+  template <class Block>
+  FUSED_OPTIM_INLINE void step_packs(const Block& block, const EntryView& entry,
+                                     const Operands& operands) {
     const uint32_t packs = operands.num_packs();
     uint32_t first = 0;
     do {
-      const uint32_t i = first + place_.thread;
-      typename Operands::Packs loaded;
-      operands.load_packs(i, place_.num_threads, loaded);
+      typename Block::template Local<typename Operands::Packs> loaded(block);
+      block.each([&](uint32_t thread) {
+        operands.load_packs(first + thread, block.num_threads, loaded[thread]);
+      });
       if (first == 0) {
-        of_entry_.prepare(place_, table_, entry);
+        of_entry_.prepare(block, table_, entry);
         scalars_ = of_entry_.values;
       }
-      FUSED_OPTIM_UNROLL
-      for (int u = 0; u < kUnroll; ++u) {
-        if (i + u * place_.num_threads >= packs) break;
-        step_pack(operands.formats(), loaded.packs[u], operands.is_averaged());
-        operands.store_pack(i + u * place_.num_threads, loaded.packs[u]);
-      }
-      first += kUnroll * place_.num_threads;
+      block.template each_up_to<kUnroll>(
+          first, packs,
+          [&](uint32_t thread, uint32_t, int n) {
+            step_pack(operands.formats(), loaded[thread].packs[n], operands.is_averaged());
+          },
+          [&](uint32_t thread, uint32_t i, int n) {
+            operands.store_pack(i, loaded[thread].packs[n]);
+          });
+      first += kUnroll * block.num_threads;
     } while (first < packs);
+  }
+
+  /// The elements that are in no pack follow the last one: all of strided operands.
+  FUSED_OPTIM_INLINE static uint32_t first_single(const Operands& operands) {
+    return operands.num_packs() * kPack;
+  }
+
+  struct Single {
+    char* elements[kOperands + 1];
+    T values[kOperands];
+  };
+
+  FUSED_OPTIM_INLINE void step_single(const Operands& operands, uint32_t i, Single& single) const {
+    operands.locate(i, single.elements);
+    FUSED_OPTIM_UNROLL
+    for (int k = kParam; k < kOperands; ++k)
+      single.values[k] = operands.formats().load_element(single.elements[k], k);
+    step_element(single.values);
+  }
+
+  FUSED_OPTIM_INLINE void store_single(const Operands& operands, const Single& single) const {
+    const Formats& formats = operands.formats();
+    char* const(&elements)[kOperands + 1] = single.elements;
+    FUSED_OPTIM_UNROLL
+    for (int k = kParam; k < kOperands; ++k)
+      if (k != kGrad) formats.store_element(elements[k], k, single.values[k]);
+    if (operands.is_zeroed()) formats.store_element(elements[kGrad], kGrad, T(0));
+    if (!operands.is_averaged()) return;
+    const T average = formats.load_element(elements[kAverageOperand], kAverageOperand);
+    const T param = formats.load_element(elements[kParam], kParam);
+    formats.store_element(elements[kAverageOperand], kAverageOperand, averaged(average, param));
   }
 
   FUSED_OPTIM_INLINE void step_pack(const Formats& formats, Pack (&packs)[kOperands + 1],
@@ -165,11 +188,12 @@ class StepKernel {
       FUSED_OPTIM_UNROLL
       for (int j = 0; j < kTogether; ++j) {
         FUSED_OPTIM_UNROLL
-        for (int k = 0; k < kOperands; ++k) values[j][k] = formats.decode_at(packs[k], k, v + j);
+        for (int k = kParam; k < kOperands; ++k)
+          values[j][k] = formats.decode_at(packs[k], k, v + j);
         step_element(values[j]);
       }
       FUSED_OPTIM_UNROLL
-      for (int k = 0; k < kOperands; ++k) {
+      for (int k = kParam; k < kOperands; ++k) {
         if (k == kGrad) continue;
         FUSED_OPTIM_UNROLL
         for (int j = 0; j < kTogether; ++j) encoded[j] = values[j][k];
@@ -202,15 +226,14 @@ class StepKernel {
     T state[kStates] = {};
     FUSED_OPTIM_UNROLL
     for (int i = 0; i < kStates; ++i)
-      if (has_state(states, i)) state[i] = values[state_operand(i)];
+      if (has_state(states, i)) state[i] = values[operand_of(i)];
     Rule::template update<states, T>(values[kParam], values[kGrad] * scalars_.grad_multiplier,
                                      state, scalars_.of_rule);
     FUSED_OPTIM_UNROLL
     for (int i = 0; i < kStates; ++i)
-      if (has_state(states, i)) values[state_operand(i)] = state[i];
+      if (has_state(states, i)) values[operand_of(i)] = state[i];
   }
 
-  const Place place_;
   const TableView table_;
   Scalars& of_entry_;
   typename Scalars::Values scalars_{};  // of_entry_'s, in registers

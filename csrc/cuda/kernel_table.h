@@ -49,10 +49,12 @@ struct TableHead {
 /// and CUDA graphs capture it.
 template <int kNumWords>
 struct TableOf {
-  static constexpr int kWords = kNumWords;
+  static constexpr int kItems = kNumWords;
 
   TableHead head;
-  uint64_t words[kWords];
+  uint64_t words[kItems];
+
+  uint64_t* items() { return words; }
 };
 
 using KernelTable = TableOf<4088>;
@@ -111,12 +113,16 @@ struct EntryView {
   int operands;
 
   static constexpr uint32_t kDeviceStep = 1;  // `step` is the address of a float
-  static constexpr uint32_t kFormatShift =
-      1;  // the two above: the format of the states of one element
+  /// Of the flags above the first: the format of the states of one element.
+  static constexpr uint32_t kFormatShift = 1;
+  static_assert(kNumFormats <= 1 << (8 - kFormatShift));
+
+  // Words after those of the operands.
+  static constexpr int kStepWord = 0, kNumelWord = 1, kLastWord = 2, kFixedWords = 3;
 
   FUSED_OPTIM_INLINE static int size(int operands, int one_element_states, bool has_average,
                                      bool is_mixed) {
-    return operands + 3 + one_element_states + (has_average ? 1 : 0) + (is_mixed ? 1 : 0);
+    return operands + kFixedWords + one_element_states + (has_average ? 1 : 0) + (is_mixed ? 1 : 0);
   }
 
   static uint64_t word_of(uint32_t row, uint32_t layout, uint32_t flags, uint32_t unaligned) {
@@ -125,8 +131,10 @@ struct EntryView {
   }
 
   FUSED_OPTIM_INLINE void* operand(int i) const { return reinterpret_cast<void*>(words[i]); }
-  FUSED_OPTIM_INLINE int64_t numel() const { return static_cast<int64_t>(words[operands + 1]); }
-  FUSED_OPTIM_INLINE uint64_t last_word() const { return words[operands + 2]; }
+  FUSED_OPTIM_INLINE int64_t numel() const {
+    return static_cast<int64_t>(words[operands + kNumelWord]);
+  }
+  FUSED_OPTIM_INLINE uint64_t last_word() const { return words[operands + kLastWord]; }
   FUSED_OPTIM_INLINE uint32_t row() const { return last_word() & 0xffffu; }
   FUSED_OPTIM_INLINE uint32_t layout() const { return (last_word() >> 16) & 0xffffu; }
   FUSED_OPTIM_INLINE uint32_t flags() const { return (last_word() >> 32) & 0xffu; }
@@ -134,25 +142,25 @@ struct EntryView {
   FUSED_OPTIM_INLINE uint32_t unaligned() const { return (last_word() >> 40) & 0xffu; }
 
   FUSED_OPTIM_INLINE void* one_element_state(int i) const {
-    return reinterpret_cast<void*>(words[operands + 3 + i]);
+    return reinterpret_cast<void*>(words[operands + kFixedWords + i]);
   }
   FUSED_OPTIM_INLINE void* average(int one_element_states) const {
     return one_element_state(one_element_states);
   }
   /// Where the launch's operands are of mixed formats: 8 bits of each, the average's last.
   FUSED_OPTIM_INLINE uint64_t formats(int one_element_states, bool has_average) const {
-    return words[operands + 3 + one_element_states + (has_average ? 1 : 0)];
+    return words[operands + kFixedWords + one_element_states + (has_average ? 1 : 0)];
   }
   FUSED_OPTIM_INLINE Format one_element_format() const {
-    return static_cast<Format>((flags() >> kFormatShift) & 3u);
+    return static_cast<Format>(flags() >> kFormatShift);
   }
   FUSED_OPTIM_INLINE float* device_step() const {
-    return reinterpret_cast<float*>(words[operands]);
+    return reinterpret_cast<float*>(words[operands + kStepWord]);
   }
   /// The step that is being done. A device's counter is advanced when all blocks have read it.
   FUSED_OPTIM_INLINE double step() const {
     return flags() & kDeviceStep ? static_cast<double>(*device_step() + 1.0f)
-                                 : bits_as<double>(words[operands]);
+                                 : bits_as<double>(words[operands + kStepWord]);
   }
 };
 

@@ -24,21 +24,14 @@ FUSED_OPTIM_INLINE void advance(const typename Rule::Hyperparameters& hyperparam
 
 }  // namespace detail
 
-/// From the values before the step to those after it, as a tensor of this dtype holds them.
+/// From the values before the step to those after it, as a tensor of this format holds them.
 template <class Rule>
 FUSED_OPTIM_INLINE void advance_one_element_states(
-    const typename Rule::Hyperparameters& hyperparameters, double step, Format dtype,
+    const typename Rule::Hyperparameters& hyperparameters, double step, Format format,
     OneElementValues& values) {
-  switch (dtype) {
-    case Format::Float32:
-      return detail::advance<Rule, float>(hyperparameters, step, values);
-    case Format::Float64:
-      return detail::advance<Rule, double>(hyperparameters, step, values);
-    case Format::BFloat16:
-      return detail::advance<Rule, bfloat16>(hyperparameters, step, values);
-    case Format::Float16:
-      return detail::advance<Rule, float16>(hyperparameters, step, values);
-  }
+  with_storage(format, [&]<class Storage>(Storage) {
+    detail::advance<Rule, Storage>(hyperparameters, step, values);
+  });
 }
 
 /// Rule::scalars, whether the rule has scalar states or not.

@@ -32,21 +32,16 @@ void advance_step(TensorEntry& entry, const OneElementState& state) {
                                                : (*static_cast<double*>(state.data) += 1);
 }
 
-/// Advances the states of one element beside the step. Tensors of one group mostly share step and
-/// values: what they become is computed once.
-void advance_beside_step(TensorTable& table, const TensorEntry& entry, const TensorEntry* last) {
-  const auto [states, count] = beside_step(table, entry);
-  OneElementValues values = values_of({states, count});
+/// The values of the states of one element beside the step, before and after. Tensors of one group
+/// mostly share step and values: what they become is computed once.
+OneElementValues advanced(const TensorTable& table, const TensorEntry& entry,
+                          const TensorEntry* last) {
   if (last != nullptr && have_same_values(table, *last, entry))
-    values = values_of(beside_step(table, *last));
-  else
-    kAdvance[table.rule](table.rows[entry.row].values, entry.step, states->format, values);
-  OneElementState* written =
-      table.one_element_states_of(entry) + (states - table.one_element_states_of(entry));
-  for (int i = 0; i < count; ++i) {
-    written[i].after = values.after[i];
-    store_scalar(written[i].data, written[i].format, values.after[i]);
-  }
+    return values_of(beside_step(table, *last));
+  const OneElementSpan span = beside_step(table, entry);
+  OneElementValues values = values_of(span);
+  kAdvance[table.rule](table.rows[entry.row].values, entry.step, span.states->format, values);
+  return values;
 }
 
 /// All states of one element that are on the host.
@@ -55,10 +50,14 @@ void advance(TensorTable& table) {
   const bool has_step = kRules[table.rule].has_step;
   const TensorEntry* last = nullptr;
   for (TensorEntry& entry : table.entries) {
-    const OneElementState* states = table.one_element_states_of(entry);
+    OneElementState* states = table.one_element_states_of(entry);
     if (has_step && !states[0].is_on_device) advance_step(entry, states[0]);
     if (table.num_one_element == has_step || states[has_step].is_on_device) continue;
-    advance_beside_step(table, entry, last);
+    const OneElementValues values = advanced(table, entry, last);
+    for (int i = has_step; i < table.num_one_element; ++i) {
+      states[i].after = values.after[i - has_step];
+      store_scalar(states[i].data, states[i].format, states[i].after);
+    }
     last = &entry;
   }
 }

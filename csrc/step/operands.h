@@ -18,6 +18,10 @@ constexpr int kFirstState = 2;
 constexpr int kAverage = kFirstState + kMaxStates;
 constexpr int kMaxOperands = kAverage + 1;
 
+constexpr int state_operand(int state) {
+  return kFirstState + state;
+}
+
 /// Elements that lie together where a format needs them together, counted from a tensor's first. No
 /// block is worked on by two threads.
 constexpr int64_t kBlock = 128;

@@ -52,4 +52,13 @@ FUSED_OPTIM_INLINE float16 to_storage<float16, float>(float value) {
 #endif
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <>
+FUSED_OPTIM_INLINE uint32_t to_storage_pair<float16>(float first, float second) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+#endif
+
 }  // namespace fused_optim

@@ -3,7 +3,9 @@
 // A format is a type of its own, in a header of its own, with
 //   to_opmath(stored)           its value, exactly;
 //   to_storage<Format>(value)   the nearest number that it has, ties to even, every NaN one NaN;
-// and a line in storage/registry.h. Conversions are the same bits on every instruction set and
+// and a line in storage/registry.h, from which all that chooses by format is made. What a processor
+// does in one instruction may be an overload beside: of two at once, to_storage_pair, of whole
+// blocks, blocks*.inc. Conversions are the same bits on every instruction set and
 // device, NaN's own bits apart, and branch-free, so that a loop around them vectorises. GPUs
 // convert in one instruction, which rounds to nearest even, too, and makes every NaN 0x7fff.
 #pragma once
@@ -37,6 +39,12 @@ FUSED_OPTIM_INLINE float to_storage<float, float>(float value) {
 template <>
 FUSED_OPTIM_INLINE double to_storage<double, double>(double value) {
   return value;
+}
+
+/// Two elements of a half type in a word, as they lie in memory: the first one in its lower half.
+template <class Half>
+FUSED_OPTIM_INLINE uint32_t to_storage_pair(float first, float second) {
+  return to_storage<Half>(first).bits | static_cast<uint32_t>(to_storage<Half>(second).bits) << 16;
 }
 
 /// The double as a float that rounds on to any narrower format as the double itself would: towards

@@ -8,34 +8,46 @@
 #include "storage/float16.h"
 #include "storage/format.h"
 
+// X(name, type, torch's name)
 #define FUSED_OPTIM_FOR_EACH_FORMAT(X) \
-  X(Float32, float)                    \
-  X(Float64, double)                   \
-  X(BFloat16, bfloat16)                \
-  X(Float16, float16)
+  X(Float32, float, "float32")         \
+  X(Float64, double, "float64")        \
+  X(BFloat16, bfloat16, "bfloat16")    \
+  X(Float16, float16, "float16")
 
 namespace fused_optim {
 
 /// A format at run time.
 enum class Format : uint8_t {
-#define FUSED_OPTIM_NAME(name, Storage) name,
+#define FUSED_OPTIM_NAME(name, Storage, text) name,
   FUSED_OPTIM_FOR_EACH_FORMAT(FUSED_OPTIM_NAME)
 #undef FUSED_OPTIM_NAME
 };
 
-#define FUSED_OPTIM_SIZE(name, Storage) sizeof(Storage),
-inline constexpr int64_t kItemSizes[] = {FUSED_OPTIM_FOR_EACH_FORMAT(FUSED_OPTIM_SIZE)};
+#define FUSED_OPTIM_TEXT(name, Storage, text) text,
+inline constexpr const char* kFormatNames[] = {FUSED_OPTIM_FOR_EACH_FORMAT(FUSED_OPTIM_TEXT)};
+#undef FUSED_OPTIM_TEXT
+
+constexpr int kNumFormats = sizeof(kFormatNames) / sizeof(const char*);
+
+constexpr const char* format_name(Format format) {
+  return kFormatNames[static_cast<int>(format)];
+}
+
+/// Bytes of an element. All sizes lie in one word, four bits each: on GPUs, where kernels of mixed
+/// formats ask for each address, a shift is less than a branch.
+FUSED_OPTIM_INLINE constexpr int64_t item_size(Format format) {
+#define FUSED_OPTIM_SIZE(name, Storage, text) \
+  | static_cast<uint32_t>(sizeof(Storage)) << 4 * static_cast<int>(Format::name)
+  constexpr uint32_t sizes = 0u FUSED_OPTIM_FOR_EACH_FORMAT(FUSED_OPTIM_SIZE);
 #undef FUSED_OPTIM_SIZE
-
-constexpr int kNumFormats = sizeof(kItemSizes) / sizeof(int64_t);
-
-constexpr int64_t item_size(Format format) {
-  return kItemSizes[static_cast<int>(format)];
+  static_assert(kNumFormats <= 8);
+  return (sizes >> 4 * static_cast<int>(format)) & 15u;
 }
 
 template <class Storage>
 constexpr Format format_of() {
-#define FUSED_OPTIM_IS(name, Type) \
+#define FUSED_OPTIM_IS(name, Type, text) \
   if constexpr (std::is_same_v<Storage, Type>) return Format::name;
   FUSED_OPTIM_FOR_EACH_FORMAT(FUSED_OPTIM_IS)
 #undef FUSED_OPTIM_IS
@@ -45,28 +57,17 @@ constexpr Format format_of() {
 template <class Storage>
 constexpr int kPackSize = 16 / sizeof(Storage);
 
-/// visit(Storage()) for the type of this format.
+/// visit(Storage()) for the type of this format: the one way from a format at run time to its type.
 template <class Visit>
-auto with_storage(Format format, Visit visit) {
-  if (format == Format::Float64) return visit(double());
-  if (format == Format::BFloat16) return visit(bfloat16());
-  if (format == Format::Float16) return visit(float16());
-  return visit(float());
-}
-
-/// Two elements of a half type in a word, as they lie in memory: the first one in its lower half.
-template <class Half>
-FUSED_OPTIM_INLINE uint32_t to_storage_pair(float first, float second) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  uint32_t pair;
-  if constexpr (std::is_same_v<Half, bfloat16>)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
-#else
-  return to_storage<Half>(first).bits | static_cast<uint32_t>(to_storage<Half>(second).bits) << 16;
-#endif
+FUSED_OPTIM_INLINE auto with_storage(Format format, Visit visit) {
+  switch (format) {
+#define FUSED_OPTIM_VISIT(name, Storage, text) \
+  case Format::name:                           \
+    return visit(Storage());
+    FUSED_OPTIM_FOR_EACH_FORMAT(FUSED_OPTIM_VISIT)
+#undef FUSED_OPTIM_VISIT
+  }
+  __builtin_unreachable();
 }
 
 }  // namespace fused_optim

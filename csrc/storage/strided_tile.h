@@ -1,4 +1,4 @@
-// Copies between an operand with strides of its own and a tile in the parameter's memory order.
+// Operands with strides of their own, walked in the parameter's memory order.
 #pragma once
 
 #include <algorithm>
@@ -31,22 +31,6 @@ void for_each_offset(const StridedView& view, int64_t begin, int64_t count, Visi
     for (int64_t i = 0; i < run; ++i) visit(done + i, offset + i * inner_stride);
     done += run;
   }
-}
-
-/// tile[0..count) = the operand's elements begin..begin + count in the parameter's memory order.
-template <class Storage>
-void load_strided(const StridedView& view, const void* base, int64_t begin, int64_t count,
-                  Storage* tile) {
-  const auto* data = static_cast<const Storage*>(base);
-  for_each_offset(view, begin, count, [=](int64_t i, int64_t offset) { tile[i] = data[offset]; });
-}
-
-/// The reverse: scatters the tile to the operand.
-template <class Storage>
-void store_strided(const StridedView& view, void* base, int64_t begin, int64_t count,
-                   const Storage* tile) {
-  auto* data = static_cast<Storage*>(base);
-  for_each_offset(view, begin, count, [=](int64_t i, int64_t offset) { data[offset] = tile[i]; });
 }
 
 }  // namespace fused_optim

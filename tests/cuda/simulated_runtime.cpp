@@ -17,6 +17,7 @@
 #include <typeinfo>
 #include <vector>
 
+#include "cuda/host_block.h"
 #include "cuda/kernel_body.h"
 #include "cuda/norm_body.h"
 #include "step/kernel_types.h"
@@ -130,11 +131,10 @@ void check_addresses(const TableView& table, int device) {
 template <class Kernel>
 void run_step_kernel(dim3 grid, dim3 block, const TableView& table, int device) {
   check_addresses<Kernel>(table, device);
-  for (uint32_t b = 0; b < grid.x; ++b)
-    for (uint32_t t = 0; t < block.x; ++t) {
-      typename Kernel::Scalars scalars;
-      Kernel::run({b, t, grid.x, block.x}, table, scalars);
-    }
+  for (uint32_t b = 0; b < grid.x; ++b) {
+    typename Kernel::Scalars scalars;
+    Kernel::run(HostBlock{b, grid.x, block.x}, table, scalars);
+  }
   if (table.head.arrival == TableHead::kNoStepsToAdvance) return;
   for (uint32_t t = 0; t < block.x; ++t) Kernel::advance_steps(t, block.x, table);
 }

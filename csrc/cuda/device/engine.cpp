@@ -26,15 +26,13 @@ struct KernelName {
   Device device;
 
   std::string text() const {
-    static constexpr const char* kNames[kNumFormats] = {"float32", "float64", "bfloat16",
-                                                        "float16"};
     const RuleSpec& spec = kRules[rule];
     std::string states;
     for (int i = 0; i < spec.num_states; ++i)
       if (spec.states[i].is_like_param() && has_state(mask, spec.places[i]))
         states += std::string(", ") + spec.states[i].name;
-    return std::string(spec.name) + "<" + kNames[static_cast<int>(format)] +
-           (is_uniform ? "" : " and others") + states + "> on cuda:" + std::to_string(device.index);
+    return std::string(spec.name) + "<" + format_name(format) + (is_uniform ? "" : " and others") +
+           states + "> on cuda:" + std::to_string(device.index);
   }
 };
 

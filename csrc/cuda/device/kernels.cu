@@ -42,7 +42,7 @@ template <class Rule, StateMask states, class Element, class Table>
 __global__ void __launch_bounds__(kThreads, 2) step_kernel_of(const __grid_constant__ Table table) {
   using Kernel = StepKernel<Rule, states, Element>;
   __shared__ typename Kernel::Scalars scalars;
-  Kernel::run({blockIdx.x, threadIdx.x, gridDim.x, kThreads}, TableView(table), scalars);
+  Kernel::run(DeviceBlock{blockIdx.x, threadIdx.x, gridDim.x, kThreads}, TableView(table), scalars);
   const uint32_t arrival = table.head.arrival;
   if (arrival == TableHead::kNoStepsToAdvance) return;
   if (arrival == TableHead::kAllArrived || is_last_block(arrival))
