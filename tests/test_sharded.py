@@ -258,8 +258,8 @@ def test_grad_scaler(two):
 def accumulates():
     params, plain = make(line())
     ours, twin = fused_optim.SGD(params, lr=0.1), fused_optim.SGD(plain, lr=0.1)
-    for seed in (1, 2):
-        set_grads(params, plain, seed=1)
+    for i in range(2):
+        set_grads(params, plain, seed=i)
         for p, q in zip(params, plain, strict=True):
             p.grad += p.grad
             q.grad += q.grad

@@ -1,4 +1,4 @@
-"""Norms over all ranks: the whole tensors', the same bits everywhere, and no rank waits for ever."""
+"""Norms over all ranks: the whole tensors', the same bits everywhere, and no rank waits in vain."""
 
 import math
 import warnings
@@ -311,13 +311,14 @@ def test_plain_shards_of_wrappers(two, check):
 def meshes_of(kind):
     """(parameters, their mesh and placements) for each way to shard over four ranks."""
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    dp, tp, whole, rows, columns = grid["dp"], grid["tp"], [Replicate()], [Shard(0)], [Shard(1)]
     return {
-        "hsdp": [(grid, [Replicate(), Shard(0)])],
-        "tp": [(grid["tp"], [Shard(1)]), (grid["tp"], [Replicate()])],
-        "fsdp and tp": [(grid, [Shard(0), Shard(0)]), (grid, [Shard(0), Shard(1)]), (grid["dp"], [Shard(0)])],
-        "mixed": [(line(), [Shard(0)]), (grid, [Replicate(), Replicate()]), (grid["tp"], [Shard(0)]), None],
-        "line and dp": [(grid["dp"], [Shard(1)]), (line(), [Shard(0)])],
-    }[kind]  # fmt: skip
+        "hsdp": [(grid, whole + rows)],
+        "tp": [(tp, columns), (tp, whole)],
+        "fsdp and tp": [(grid, rows + rows), (grid, rows + columns), (dp, rows)],
+        "mixed": [(line(), rows), (grid, whole + whole), (tp, rows), None],
+        "line and dp": [(dp, columns), (line(), rows)],
+    }[kind]
 
 
 def on_meshes(kind, with_plain):
