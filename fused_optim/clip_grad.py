@@ -39,7 +39,8 @@ def clip_grad_norm_(
         max_norm (float): the largest norm :math:`c` that is let through.
         norm_type (float): :math:`p`. 1, 2 and inf are fused; others, and gradients that are sparse,
             of a tensor subclass other than DTensor, not dense in memory, overlapping (one tensor is
-            the gradient of several parameters) or, unless :math:`p` is 2, complex, go through torch's own function.
+            the gradient of several parameters) or, unless :math:`p` is 2, complex, go through
+            torch's own function.
         error_if_nonfinite (bool): raise if the norm is NaN or infinite (default: False).
         foreach (bool, optional): ``False`` asks for torch's own for-loop.
 

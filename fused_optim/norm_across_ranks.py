@@ -10,13 +10,14 @@ come, and all of them skip, fail, or take torch's step together.
 import contextlib
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from fused_optim.norm_on_device import NUM_FLAGS, NormOnDevice
 from fused_optim.rows_of_ranks import device_for, gather_rows, groups_of
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ __all__ = ["NormAcrossRanks", "ToldLater"]
 #: bits, and bfloat16 rounds by 0.4% an element at most.
 _REPLICAS_DIFFER = 0.01
 
-#: Overflow, failed, takes torch's step, redistributes gradients.
-_NUM_FLAGS = 4
-
 _first_ranks: "weakref.WeakKeyDictionary[DeviceMesh, int]" = weakref.WeakKeyDictionary()
 
 
@@ -42,11 +40,6 @@ def _first_rank(mesh: "DeviceMesh") -> int:
     if mesh not in _first_ranks:
         _first_ranks[mesh] = int(mesh.mesh.min())
     return _first_ranks[mesh]
-
-
-def _numbers(values: Sequence[float], device: torch.device) -> Tensor:
-    numbers = torch.tensor([float(value) for value in values], dtype=torch.float64)
-    return numbers.to(device, non_blocking=True)
 
 
 class ToldLater:
@@ -62,11 +55,11 @@ class ToldLater:
         """Raises RuntimeError if a rank has failed in the step before, which the device has done by
         now."""
         self._event.synchronize()
-        _check_none_has_failed(name, *self._told, "the step before")
+        _check_none_has_failed(name, self._told.T.tolist(), "the step before")
 
 
-def _check_none_has_failed(name: str, ranks: Tensor, failed: Tensor, which: str) -> None:
-    who = ", ".join(str(int(rank)) for rank in ranks[failed != 0])
+def _check_none_has_failed(name: str, told: Iterable[Sequence[float]], which: str) -> None:
+    who = ", ".join(str(int(rank)) for rank, failed in told if failed != 0)
     if who:
         raise RuntimeError(
             f"fused_optim.{name}: {which} met with an error on rank {who}, which names it; so no "
@@ -183,54 +176,89 @@ class NormAcrossRanks:
             RuntimeError: if a rank has failed, or if ranks have no replicas where they should.
         """
         self.is_done = True
-        rank, device, count = dist.get_rank(), self.device, len(self.meshes)
-        sums = sums.to(device)
-        overflow = torch.as_tensor(self.found_inf).to(device, torch.float64).reshape(1)
-        names = _numbers([rank, *map(_first_rank, self.meshes)], device)
-        flags = _numbers([has_failed, takes_torch, redistributed], device)
-        rows = gather_rows(torch.cat([names, sums, overflow, flags]), self._groups)
-        ranks, instances, plain, of_meshes, status = rows.split([1, count, 1, count, _NUM_FLAGS], 1)
-        parts = [
-            _of_one_instance(instances[:, i], of_meshes[:, i], self.is_max) for i in range(count)
-        ]
-        problem = self._problem(plain if self.group is None else None, instances, of_meshes, status)
+        own = [dist.get_rank(), *map(_first_rank, self.meshes)]
+        flags = [has_failed, takes_torch, redistributed]
+        if self.device.type == "cpu":
+            values = [*own, *sums.tolist(), float(self.found_inf), *flags]
+            rows = gather_rows(torch.tensor(values, dtype=torch.float64), self._groups)
+            return self._on_host(rows.tolist(), float(sums[0]), takes_torch)
+        on_device = NormOnDevice(self.device, len(self.meshes), self.is_max)
+        row = on_device.row(own, sums, self.found_inf, flags)
+        contributions, ranks, status = on_device.conclude(row, self._groups, self.group)
+        self.contributions = contributions
+        self.has_overflowed = ((status[:, 0] != 0) | (status[:, 1] != 0)).any().float()[None]
+        if not torch.cuda.is_current_stream_capturing():
+            self.told_later = ToldLater(ranks, status[:, 1])
+        return contributions, self.has_overflowed
+
+    def _on_host(
+        self, rows: list[list[float]], plain: float, takes_torch: bool
+    ) -> tuple[Tensor, bool | Tensor] | None:
+        count = len(self.meshes)
+        contributions = []
+        for number in range(count):
+            parts = [(row[1 + number], row[2 + count + number]) for row in rows]
+            contributions += self._of_one_instance(parts)
+        problem = self._problem(rows)
         if self.group is None:
-            contributions = torch.cat([*parts, plain.max()[None]])
+            contributions.append(_largest(row[1 + count] for row in rows))
+            told = [(row[0], *row[-NUM_FLAGS:]) for row in rows]
         else:
             # What several ranks have together is given by the first of them.
-            shared = _combined(torch.cat(parts), self.is_max) if parts else sums[:0]
-            is_first = ranks[0, 0] == rank
-            given = _combined(
-                torch.cat([sums[:1], torch.where(is_first, shared, 0.0)]), self.is_max
-            )
-            status = status.amax(0)
-            if problem:
-                status[1] = 1.0
-            rows = gather_rows(torch.cat([names[:1], given, status]), [self.group])
-            ranks, contributions, status = rows.split([1, 1, _NUM_FLAGS], 1)
-        if problem:
+            shared = self._combined(contributions) if rows[0][0] == dist.get_rank() else 0.0
+            status = [
+                _largest(column) for column in zip(*(r[-NUM_FLAGS:] for r in rows), strict=True)
+            ]
+            status[1] = max(status[1], float(problem is not None))
+            given = [dist.get_rank(), self._combined([plain, shared]), *status]
+            over = gather_rows(torch.tensor(given, dtype=torch.float64), [self.group]).tolist()
+            contributions = [row[1] for row in over]
+            told = [(row[0], *row[2:]) for row in over]
+        if problem is not None:
             raise RuntimeError(f"fused_optim.{self.name}: {problem}. Nothing was changed.")
-        return self._conclude(
-            ranks[:, 0], contributions.flatten().contiguous(), status, takes_torch
-        )
-
-    def _problem(
-        self, replicas: Tensor | None, instances: Tensor, of_meshes: Tensor, status: Tensor
-    ) -> str | None:
-        """What ranks should have alike and don't, as far as the host knows."""
-        if status.device.type != "cpu" or bool(
-            status[:, 1].any()
-        ):  # one that has failed gives zeros
+        _check_none_has_failed(self.name, [(row[0], row[2]) for row in told], "this step")
+        self.contributions = torch.tensor(contributions, dtype=torch.float64)
+        self.has_overflowed = any(row[1] != 0 for row in told)
+        self.redistributes = any(row[4] != 0 for row in told)
+        if any(row[3] for row in told) and not takes_torch:
             return None
-        if status[:, 3].min() != status[:, 3].max():
+        return self.contributions, self.has_overflowed
+
+    def _combined(self, values: Sequence[float]) -> float:
+        return _largest(values) if self.is_max else sum(values)
+
+    def _of_instances(self, parts: list[tuple[float, float]]) -> dict[float, float]:
+        """What each instance of a mesh has, by its lowest rank."""
+        found: dict[float, list[float]] = {}
+        for instance, value in parts:
+            if instance >= 0:
+                found.setdefault(instance, []).append(value)
+        return {instance: self._combined(values) for instance, values in found.items()}
+
+    def _of_one_instance(self, parts: list[tuple[float, float]]) -> list[float]:
+        """The values of one instance of a mesh, zero for ranks in others, which hold replicas: of
+        the one with the most, as an instance may lack gradients."""
+        found = self._of_instances(parts)
+        most = next(i for i, value in found.items() if _is_same(value, _largest(found.values())))
+        return [value if instance == most else 0.0 for instance, value in parts]
+
+    def _problem(self, rows: list[list[float]]) -> str | None:
+        """What ranks should have alike and don't."""
+        count = len(self.meshes)
+        if any(row[-NUM_FLAGS + 1] for row in rows):
+            return None  # a rank that has failed gives zeros
+        if len({row[-1] for row in rows}) > 1:
             return "the ranks' gradients are placed differently"
-        tolerance = _REPLICAS_DIFFER * (1.0 if self.is_max else max(1.0, self.norm_type))
-        sums = [
-            _sums_of_instances(*c, self.is_max) for c in zip(instances.T, of_meshes.T, strict=True)
+        replicas = [
+            self._of_instances([(row[1 + i], row[2 + count + i]) for row in rows]).values()
+            for i in range(count)
         ]
-        for values in sums if replicas is None else [*sums, replicas]:
-            known = values[(values > 0) & values.isfinite()]
-            if len(known) and known.max() - known.min() > tolerance * known.max():
+        if self.group is None:
+            replicas.append({row[0]: row[1 + count] for row in rows}.values())
+        tolerance = _REPLICAS_DIFFER * (1.0 if self.is_max else max(1.0, self.norm_type))
+        for values in replicas:
+            known = [value for value in values if value > 0 and math.isfinite(value)]
+            if known and max(known) - min(known) > tolerance * max(known):
                 return (
                     "ranks that share a mesh have gradients of other norms for parameters outside "
                     "it, which are no replicas of one another then: their norm needs a norm_group, "
@@ -238,43 +266,12 @@ class NormAcrossRanks:
                 )
         return None
 
-    def _conclude(
-        self, ranks: Tensor, contributions: Tensor, status: Tensor, takes_torch: bool
-    ) -> tuple[Tensor, bool | Tensor] | None:
-        overflow, failed, torchs, redistributed = status.unbind(1)
-        self.contributions = contributions
-        if status.device.type != "cpu":
-            if not torch.cuda.is_current_stream_capturing():
-                self.told_later = ToldLater(ranks, failed)
-            self.has_overflowed = ((overflow != 0) | (failed != 0)).any().float()[None]
-            return contributions, self.has_overflowed
-        _check_none_has_failed(self.name, ranks, failed, "this step")
-        self.has_overflowed = bool((overflow != 0).any())
-        self.redistributes = bool(redistributed.any())
-        if bool(torchs.any()) and not takes_torch:
-            return None
-        return contributions, self.has_overflowed
+
+def _is_same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def _sums_of_instances(instances: Tensor, values: Tensor, is_max: bool) -> Tensor:
-    """By the lowest rank of each instance of a mesh."""
-    sums = values.new_zeros(dist.get_world_size())
-    places = instances.clamp(min=0).long()
-    return sums.scatter_reduce_(0, places, values, "amax" if is_max else "sum")
-
-
-def _of_one_instance(instances: Tensor, values: Tensor, is_max: bool) -> Tensor:
-    """The values of one instance of a mesh, zero for ranks in others, which hold replicas: of the
-    one with the most, as an instance may lack gradients."""
-    # Rounded, so that the order of an addition can't decide.
-    most = _sums_of_instances(instances, values, is_max).float().argmax()
-    return torch.where(instances == most, values, 0.0)
-
-
-def _combined(values: Tensor, is_max: bool) -> Tensor:
-    """Their sum, on the host the same in whatever order, or the largest of them; one element."""
-    if is_max:
-        return values.max()[None]
-    if values.device.type == "cpu" and bool(values.isfinite().all()):
-        return values.new_tensor([math.fsum(values.tolist())])
-    return values.sum()[None]
+def _largest(values: Iterable[float]) -> float:
+    """NaN, where one is."""
+    found = list(values)
+    return math.nan if any(map(math.isnan, found)) else max(found)

@@ -1,6 +1,7 @@
 """Processes that are the ranks of a gloo group, for as many checks as a test module has."""
 
 import datetime
+import importlib
 import os
 import tempfile
 import time
@@ -22,7 +23,7 @@ class Ranks:
 
     def run(self, check, *arguments):
         if not self._processes:
-            self._start()
+            self._start(check.__module__)
         for connection in self._connections:
             connection.send((check, arguments))
         deadline = time.monotonic() + self.limit
@@ -38,20 +39,20 @@ class Ranks:
             self.stop()
             raise AssertionError("\n".join(failures))
 
-    def _start(self):
+    def _start(self, module):
         context = mp.get_context("spawn")
         store = os.path.join(tempfile.mkdtemp(), "store")
         self._connections = []
         for rank in range(self.world):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, rank, self.world, store), daemon=True
+                target=_serve, args=(theirs, rank, self.world, store, module), daemon=True
             )
             process.start()
             self._processes.append(process)
             self._connections.append(ours)
         for connection in self._connections:
-            assert connection.poll(120), "a rank did not start"
+            assert connection.poll(180), "a rank did not start"
             connection.recv()
 
     def stop(self):
@@ -61,8 +62,9 @@ class Ranks:
         self._processes = []
 
 
-def _serve(connection, rank, world, store):
+def _serve(connection, rank, world, store, module):
     torch.set_num_threads(1)
+    importlib.import_module(module)  # takes as long as all of its checks
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world,
         timeout=datetime.timedelta(seconds=120),
