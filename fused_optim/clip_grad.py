@@ -58,8 +58,8 @@ def clip_grad_norm_(
         return torch_clip_grad_norm_(parameters, *rest)  # warns of an empty generator
     grads = [p.grad for p in params if p.grad is not None]
     if any(map(is_dtensor, params)) and foreach is not False and norm_type > 0:
-        norm = _clip_across_ranks(params, float(max_norm), float(norm_type), error_if_nonfinite)
-        return norm.to(_dtype_of(p if p.grad is None else p.grad for p in params))
+        whole = _clip_across_ranks(params, float(max_norm), float(norm_type), error_if_nonfinite)
+        return whole.to(_dtype_of(p if p.grad is None else p.grad for p in params))
     if not grads or foreach is False or torch.compiler.is_compiling():
         return torch_clip_grad_norm_(params, *rest)
     norm = _C.grad_norm(grads, float(norm_type))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from fused_optim import _C
 from fused_optim.sharding import are_placed_alike, is_dtensor, local_of
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
     from fused_optim.norm_across_ranks import NormAcrossRanks
 
 __all__ = ["norm_for_torch"]
@@ -33,17 +35,16 @@ def norm_for_torch(
     Raises:
         RuntimeError: if the ranks have gradients that are placed differently.
     """
-    misplaced = [i for i, p in enumerate(params) if _is_misplaced(p)]
+    misplaced = {i: _is(p) for i, p in enumerate(params) if _is_misplaced(p)}
     grads = [p.grad for p in params]
     if not across_ranks.is_done:
         sums = _sums(across_ranks, params, [None if _is_misplaced(p) else p.grad for p in params])
-        number = _number_of(f"{i} {params[i].grad._spec.placements}" for i in misplaced)
+        number = _number_of(f"{i} {_is(p.grad).placements}" for i, p in misplaced.items())
         across_ranks.exchange(sums, takes_torch=True, redistributed=number)
         across_ranks.redistributes = across_ranks.redistributes or bool(misplaced)
     if across_ranks.redistributes:
-        for i in misplaced:
-            mesh, placements = params[i].device_mesh, params[i].placements
-            grads[i] = grads[i].redistribute(mesh, placements)
+        for i, p in misplaced.items():
+            grads[i] = _is(p.grad).redistribute(p.device_mesh, p.placements)
         across_ranks.exchange(_sums(across_ranks, params, grads), takes_torch=True)
     return grads, across_ranks.norm()
 
@@ -68,10 +69,10 @@ def _sums(
     for param, grad in zip(params, grads, strict=True):
         if grad is None:
             continue
-        number, place = -1, ()
+        number = -1
         if is_dtensor(param):
-            number, place = places[id(param.device_mesh)]
-            if not _is_first_replica(param, place):
+            number, place = places[id(_is(param).device_mesh)]
+            if not _is_first_replica(_is(param), place):
                 continue
         local = local_of(grad)
         parts[1 + number].append(local.coalesce().values() if local.is_sparse else local)
@@ -80,7 +81,13 @@ def _sums(
     return norms if across_ranks.is_max else norms**kind
 
 
-def _is_first_replica(param: Tensor, coordinate: tuple[int, ...]) -> bool:
+def _is(tensor: Any) -> "DTensor":
+    """The same, for type checkers."""
+    found: "DTensor" = tensor
+    return found
+
+
+def _is_first_replica(param: "DTensor", coordinate: tuple[int, ...]) -> bool:
     """Whether this rank's part counts in the sum over its mesh."""
     placements = zip(coordinate, param.placements, strict=False)
     return bool(coordinate) and all(

@@ -37,7 +37,9 @@ class NormOnDevice:
     def _numbers(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64).to(self.device, non_blocking=True)
 
-    def row(self, own: list[int], sums: Tensor, found_inf: Any, flags: list[float]) -> Tensor:
+    def row(
+        self, own: Sequence[int], sums: Tensor, found_inf: Any, flags: Sequence[float]
+    ) -> Tensor:
         """This rank's."""
         overflow = torch.as_tensor(found_inf).to(self.device, torch.float64).reshape(1)
         return torch.cat([self._numbers(own), sums.to(self.device), overflow, self._numbers(flags)])

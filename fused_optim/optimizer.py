@@ -45,8 +45,6 @@ __all__ = ["FusedOptimizer", "Optimizer", "ParamsT"]
 FUSED_CLASSES: dict[type[Optimizer], type["FusedOptimizer"]] = {}
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
     _Base = Optimizer
 else:
     _Base = object
@@ -132,7 +130,7 @@ class FusedOptimizer(_Base):
         zero_grads: bool = False,
         ema_decay: float | None = None,
         ema_dtype: torch.dtype | None = None,
-        norm_group: "ProcessGroup | None" = None,
+        norm_group: "torch.distributed.ProcessGroup | None" = None,
         state_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
         **kwargs: Any,
     ) -> None:

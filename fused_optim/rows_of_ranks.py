@@ -40,7 +40,9 @@ def device_for(groups: "Sequence[ProcessGroup]", device: torch.device) -> torch.
     if all(device.type in own for own in kinds):
         return device
     kind = next(own[0] for own in kinds if device.type not in own)
-    return torch.device(kind, torch.accelerator.current_device_index() if kind != "cpu" else None)
+    if kind == "cpu":
+        return torch.device(kind)
+    return torch.device(kind, torch.accelerator.current_device_index())
 
 
 def gather_rows(row: Tensor, groups: "Iterable[ProcessGroup]") -> Tensor:

@@ -90,8 +90,8 @@ def state_like(param: "DTensor", local: Tensor) -> "DTensor":
     """
     spec = param._spec
     if local.dtype != param.dtype:
-        meta = spec.tensor_meta
-        meta = type(meta)(param.shape, param.stride(), local.dtype)
+        meta: Any = type(spec.tensor_meta)
+        meta = meta(param.shape, param.stride(), local.dtype)
         spec = dataclasses.replace(spec, tensor_meta=meta)
     make: Any = sys.modules[_MODULE].DTensor
     with torch.no_grad():
