@@ -58,6 +58,11 @@ def add_views(parser: argparse.ArgumentParser) -> None:
         "--in-cache", action="store_true",
         help="only: ns an element of our kernels for each instruction set, one thread",
     )  # fmt: skip
+    only.add_argument(
+        "--sharded", action="store_true",
+        help="only: AdamW's steps of DTensors, as fully_shard has them, on one thread of two "
+        "processes (on a GPU of one)",
+    )  # fmt: skip
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -216,10 +221,23 @@ def run_in_cache(options: argparse.Namespace, content: report.Content, console: 
         content.in_cache = in_cache.medians(passes)
 
 
+def run_sharded(options: argparse.Namespace, content: report.Content, console: Console) -> None:
+    # Not above: with DTensors in the process, plain parameters' steps do a little more.
+    from benchmarks import sharded
+
+    known = standard(options.device)
+    named = [known[n] if n in known else load(pathlib.Path(n)) for n in options.workload or []]
+    for workload in named or sharded.WORKLOADS:
+        console.print(f"{workload.name}, sharded")
+        rounds = options.rounds or sharded.ROUNDS
+        content.sharded.append(sharded.measure_sharded(workload, options.device, rounds))
+
+
 def write(options: argparse.Namespace, content: report.Content) -> None:
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
-    name = "busy" if options.busy else "in_cache" if options.in_cache else "steps"
+    views = ("busy", "in_cache", "sharded")
+    name = next((view for view in views if getattr(options, view)), "steps")
     report.write_json(folder / f"{name}.json", content)
     drawn: list[tuple[str, Callable[..., bool]]] = [
         ("ratios.png", plots.plot_ratios),
@@ -235,9 +253,9 @@ def write(options: argparse.Namespace, content: report.Content) -> None:
 
 def runs(options: argparse.Namespace) -> list[Callable[..., None]]:
     """What a command measures, in turn."""
-    if options.busy or options.in_cache:
-        return [run_busy if options.busy else run_in_cache]
-    return [run_steps] if options.cold else [run_steps, run_accuracy]
+    only = {"busy": run_busy, "in_cache": run_in_cache, "sharded": run_sharded, "cold": run_steps}
+    asked = [run for view, run in only.items() if getattr(options, view)]
+    return asked or [run_steps, run_accuracy]
 
 
 def main() -> None:
@@ -247,7 +265,7 @@ def main() -> None:
     options = parse_arguments()
     console = Console(stderr=True)
     torch.set_num_threads(options.threads)
-    threads = 1 if options.in_cache else options.threads
+    threads = 1 if options.in_cache or options.sharded else options.threads
     content = report.Content(report.machine(threads, options.device))
     interrupted = False
     try:

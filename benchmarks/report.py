@@ -31,6 +31,7 @@ class Content:
     accuracy: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     busy: list[dict[str, Any]] = field(default_factory=list)
     in_cache: list[dict[str, Any]] = field(default_factory=list)
+    sharded: list[dict[str, Any]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
 
@@ -207,6 +208,23 @@ def in_cache_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def sharded_table(rows: list[dict[str, Any]]) -> Table:
+    """What a step of sharded parameters takes on the host, beside what it is compared with."""
+    where = ", ".join(dict.fromkeys(f"{r['processes']} x {r['backend']}" for r in rows))
+    table = Table(title=f"AdamW on DTensors, ms of CPU time a step, one thread of {where}")
+    for column in ("workload", "step", "compared with"):
+        table.add_column(column, no_wrap=True)
+    for column in ("ms", "ms of that", "ratio", "p10-p90"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        for found in row["ratios"]:
+            of, over = found["of"], found["over"]
+            times = [milliseconds(row["medians"][name]) for name in (of, over)]
+            ratios = f"[bold]{found['median']:.2f}[/bold]", f"{found['p10']:.2f}-{found['p90']:.2f}"
+            table.add_row(row["workload"], of, over, *times, *ratios)
+    return table
+
+
 def remarks(content: Content) -> list[str]:
     """What was not measured or does not count, and why; a line each."""
     lines = []
@@ -239,6 +257,8 @@ def tables(content: Content) -> list[Table]:
         shown.append(busy_table(content.busy))
     if content.in_cache:
         shown.append(in_cache_table(content.in_cache))
+    if content.sharded:
+        shown.append(sharded_table(content.sharded))
     return shown
 
 
@@ -259,5 +279,6 @@ def write_json(path: pathlib.Path, content: Content) -> None:
         "absent": content.absent,
         "busy": content.busy,
         "in_cache": content.in_cache,
+        "sharded": content.sharded,
     }
     path.write_text(json.dumps(data, indent=1) + "\n")

@@ -1,4 +1,5 @@
-"""The examples run, and show what they say: equal training with torch.optim and fused_optim."""
+"""The examples run, and show what they say: equal training with torch.optim and fused_optim, on one
+process and on several."""
 
 import os
 import pathlib
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -31,3 +33,52 @@ def test_digits(options):
     assert abs(float(their_accuracy) - float(our_accuracy)) < 1
     if "RMSprop" not in options:
         assert float(our_accuracy) > 90
+
+
+def launched(processes, *options):
+    """What a sharded training printed: loss and gradient norm of each epoch, and all of it."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    script = [f"--nproc-per-node={processes}", str(ROOT / "examples" / "train_sharded.py")]
+    result = subprocess.run(
+        [*torchrun, *script, *options],
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    epochs = re.findall(r"^ +(\d+) +([\d.]+) +([\d.]+)$", result.stdout, re.MULTILINE)
+    return {int(n): (float(loss), float(norm)) for n, loss, norm in epochs}, result.stdout
+
+
+def trained_by_torch(epochs):
+    """What a sharded training should print: the same model on one process, with torch alone."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import digits
+    finally:
+        sys.path.pop(0)
+    images, labels = digits.load()
+    model = digits.make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    printed = {}
+    for epoch in range(1, epochs + 1):
+        order = torch.randperm(1500, generator=torch.Generator().manual_seed(epoch))
+        total = 0.0
+        for batch in order.split(digits.BATCH):
+            loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), digits.MAX_NORM)
+            optimizer.step()
+            total += loss.item() * len(batch)
+        printed[epoch] = total / 1500, norm.item()
+    return printed
+
+
+def test_sharded_training_continues_on_another_number_of_processes(tmp_path):
+    began, _ = launched(2, "--epochs", "3", "--checkpoints", str(tmp_path))
+    went_on, said = launched(1, "--resume", "--epochs", "6", "--checkpoints", str(tmp_path))
+    assert [*began] == [1, 2, 3] and [*went_on] == [4, 5, 6]
+    for epoch, expected in trained_by_torch(6).items():
+        assert (began | went_on)[epoch] == pytest.approx(expected, rel=1e-2)
+    assert float(re.search(r"others: ([\d.]+)%", said)[1]) > 90
+    assert "fallback_reason: None" in said
