@@ -48,7 +48,8 @@ class ToldLater:
     def __init__(self, ranks: Tensor, failed: Tensor) -> None:
         self._told = torch.empty(2, len(ranks), dtype=torch.float64, pin_memory=True)
         self._told.copy_(torch.stack([ranks, failed]), non_blocking=True)
-        self._event = torch.cuda.Event()
+        make_event: Any = torch.cuda.Event
+        self._event = make_event()
         self._event.record()
 
     def check(self, name: str) -> None:

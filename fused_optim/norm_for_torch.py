@@ -83,7 +83,7 @@ def _sums(
 
 def _is(tensor: Any) -> "DTensor":
     """The same, for type checkers."""
-    found: "DTensor" = tensor
+    found: DTensor = tensor
     return found
 
 

@@ -50,7 +50,8 @@ class NormOnDevice:
         """What the norm is made of; and of all ranks that were asked their numbers and flags."""
         count = self.count
         rows = gather_rows(row, groups)
-        ranks, instances, plain, of_meshes, status = rows.split([1, count, 1, count, NUM_FLAGS], 1)
+        sizes = [1, count, 1, count, NUM_FLAGS]
+        ranks, instances, plain, of_meshes, status = torch.split_with_sizes(rows, sizes, 1)
         parts = [self._of_one_instance(instances[:, i], of_meshes[:, i]) for i in range(count)]
         if over is None:
             return torch.cat([*parts, plain.max()[None]]), ranks[:, 0], status
@@ -60,7 +61,7 @@ class NormOnDevice:
         own = row[1 + count : 2 + count]
         given = self._combined(torch.cat([own, torch.where(is_first, shared, 0.0)]))
         rows = gather_rows(torch.cat([row[:1], given, status.amax(0)]), [over])
-        ranks, contributions, status = rows.split([1, 1, NUM_FLAGS], 1)
+        ranks, contributions, status = torch.split_with_sizes(rows, [1, 1, NUM_FLAGS], 1)
         return contributions[:, 0].contiguous(), ranks[:, 0], status
 
     def _combined(self, values: Tensor) -> Tensor:
