@@ -46,15 +46,13 @@ void check_rule(int rule) {
   if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
 }
 
-/// From a pair: a tuple of (mesh, number, coordinate) for each mesh, and the callable.
+/// From a pair: a tuple of (mesh, sharded dimensions, number) for each placement, and the callable.
 AcrossRanks read_across_ranks(const py::tuple& pair) {
   AcrossRanks read;
-  const auto meshes = pair[0].cast<py::tuple>();
-  for (const py::handle& item : meshes) {
+  for (const py::handle& item : pair[0].cast<py::tuple>()) {
     const auto place = item.cast<py::tuple>();
-    read.meshes.push_back(
-        {place[0].ptr(), place[1].cast<int>(), place[2].cast<std::vector<int64_t>>()});
-    read.num_meshes = std::max(read.num_meshes, read.meshes.back().number + 1);
+    read.placements.push_back({place[0].ptr(), place[1].cast<uint32_t>(), place[2].cast<int>()});
+    read.num_different = std::max(read.num_different, read.placements.back().number + 1);
   }
   read.exchange = pair[1].ptr();
   return read;
@@ -199,17 +197,19 @@ class ExchangeContext {
   ExchangeContext(std::string optimizer, std::shared_ptr<Exchange> exchange)
       : optimizer_(std::move(optimizer)), exchange_(std::move(exchange)) {}
 
-  /// `find_pairs()`: a list of (group, index, parameter, average).
+  /// `find_pairs()`: a list of (group, index, parameter, average, DTensors around them).
   void enter(const py::object& find_pairs) {
     const py::list found = find_pairs();
     std::vector<ExchangePair> pairs;
     for (const py::handle& item : found) {
-      const auto& [group, index, param, average] =
-          item.cast<std::tuple<int64_t, int64_t, py::object, py::object>>();
+      const auto& [group, index, param, average, wrappers] =
+          item.cast<std::tuple<int64_t, int64_t, py::object, py::object, py::list>>();
       if (!is_tensor(average.ptr()))
         Where{optimizer_.c_str(), group, index}.fail(
             kAverageName, std::string("is no tensor but ") + Py_TYPE(average.ptr())->tp_name);
       pairs.push_back({group, index, tensor_in(param), tensor_in(average)});
+      for (const py::handle& wrapper : wrappers)
+        pairs.back().wrappers.push_back(tensor_in(wrapper));
     }
     try {
       exchange_->begin(optimizer_, std::move(pairs));
@@ -266,9 +266,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("step", &step_of, py::arg("rule"), py::arg("name"), py::arg("param_groups"),
         py::arg("state"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"),
         py::arg("exchange"), py::arg("across_ranks") = py::none());
-  m.def("meshes_of_params", [](const py::list& param_groups) {
+  m.def("placements_of_params", [](const py::list& params) {
     try {
-      return py::reinterpret_steal<py::list>(meshes_of_params(param_groups.ptr()).release());
+      return py::reinterpret_steal<py::list>(placements_of_params(params.ptr()).release());
     } catch (const PythonError&) {
       throw py::error_already_set();
     }

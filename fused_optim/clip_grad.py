@@ -57,10 +57,12 @@ def clip_grad_norm_(
     if not params:
         return torch_clip_grad_norm_(parameters, *rest)  # warns of an empty generator
     grads = [p.grad for p in params if p.grad is not None]
-    if any(map(is_dtensor, params)) and foreach is not False and norm_type > 0:
+    takes_torch = foreach is False or torch.compiler.is_compiling()
+    is_sharded = any(is_dtensor(p) and not p.is_meta for p in params)
+    if is_sharded and not takes_torch and float(norm_type) > 0:
         whole = _clip_across_ranks(params, float(max_norm), float(norm_type), error_if_nonfinite)
         return whole.to(_dtype_of(p if p.grad is None else p.grad for p in params))
-    if not grads or foreach is False or torch.compiler.is_compiling():
+    if not grads or takes_torch:
         return torch_clip_grad_norm_(params, *rest)
     norm = _C.grad_norm(grads, float(norm_type))
     if isinstance(norm, str):
@@ -92,9 +94,9 @@ def _clip_across_ranks(
     from fused_optim.norm_across_ranks import NormAcrossRanks
     from fused_optim.norm_for_torch import norm_for_torch
 
-    meshes = _C.meshes_of_params([{"params": params}])
+    placements = _C.placements_of_params(params)
     name = "clip_grad_norm_"
-    across_ranks = NormAcrossRanks(name, meshes, None, params[0].device, norm_type)
+    across_ranks = NormAcrossRanks(name, placements, None, params[0].device, norm_type)
     with across_ranks.telling():
         _, norm = norm_for_torch(across_ranks, params)
     if error_if_nonfinite and not math.isfinite(norm.item()):

@@ -8,6 +8,7 @@ come, and all of them skip, fail, or take torch's step together.
 """
 
 import contextlib
+import hashlib
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fused_optim.norm_on_device import NUM_FLAGS, NormOnDevice
+from fused_optim.norm_on_device import NUM_FLAGS, NormOnDevice, are_replicas
 from fused_optim.rows_of_ranks import device_for, gather_rows, groups_of
 
 if TYPE_CHECKING:
@@ -26,20 +27,24 @@ if TYPE_CHECKING:
 
 __all__ = ["NormAcrossRanks", "ToldLater"]
 
-#: Gradients that differ by more are no replicas of one another. Reductions give all ranks the same
-#: bits, and bfloat16 rounds by 0.4% an element at most.
-_REPLICAS_DIFFER = 0.01
+#: Numbers in a row, in which that many placements have room; more take as many again.
+_WIDTH = 64
 
-_first_ranks: "weakref.WeakKeyDictionary[DeviceMesh, int]" = weakref.WeakKeyDictionary()
+_first_ranks: "weakref.WeakKeyDictionary[DeviceMesh, dict[int, int]]" = weakref.WeakKeyDictionary()
 
 
-def _first_rank(mesh: "DeviceMesh") -> int:
-    """The lowest rank, which names an instance of a mesh; -1 where this rank is not in it."""
-    if mesh.get_coordinate() is None:
+def _first_rank(mesh: "DeviceMesh", sharded_dims: int) -> int:
+    """The lowest of the ranks that have the parts of one replica, this one among them, which names
+    the replica; -1 where this rank is not in the mesh."""
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
         return -1
-    if mesh not in _first_ranks:
-        _first_ranks[mesh] = int(mesh.mesh.min())
-    return _first_ranks[mesh]
+    known = _first_ranks.setdefault(mesh, {})
+    if sharded_dims not in known:
+        places = enumerate(coordinate)
+        index = tuple(slice(None) if sharded_dims >> i & 1 else place for i, place in places)
+        known[sharded_dims] = int(mesh.mesh[index].min())
+    return known[sharded_dims]
 
 
 class ToldLater:
@@ -73,7 +78,8 @@ class NormAcrossRanks:
 
     Args:
         name (str): of the optimizer or function, for errors.
-        meshes: of the parameters, in the order of the parameters, each object once.
+        placements: (mesh, a bit for each of its dimensions along which tensors are sharded) of the
+            parameters, in their order.
         group (ProcessGroup, optional): over whose ranks plain tensors are shards, and what meshes
             give is summed up.
         device (torch.device): where the parameters are.
@@ -87,7 +93,7 @@ class NormAcrossRanks:
     def __init__(
         self,
         name: str,
-        meshes: "Sequence[DeviceMesh]",
+        placements: "Sequence[tuple[DeviceMesh, int]]",
         group: "ProcessGroup | None",
         device: torch.device,
         norm_type: float,
@@ -98,20 +104,18 @@ class NormAcrossRanks:
         self.norm_type = norm_type
         self.is_max = math.isinf(norm_type)
         self.found_inf = 0.0 if found_inf is None else found_inf
-        #: Whether the ranks have exchanged what they had.
+        #: Whether the other ranks wait for this one to exchange what it has.
+        self.is_owed = True
+        #: Whether an exchange was made.
         self.is_done = False
         #: What the norm is made of, the same on all ranks: sums of powers, or largest values.
         self.contributions: Tensor | None = None
         self.has_overflowed: bool | Tensor = False
-        #: Whether gradients are redistributed first, for torch's step, and the norm is taken anew.
-        self.redistributes = False
         self.told_later: ToldLater | None = None
-        self.meshes: list[DeviceMesh] = []  # that are not equal
-        #: (mesh, its number among those, this rank's coordinate in it).
-        self.places = tuple(
-            (mesh, self._number(mesh), tuple(mesh.get_coordinate() or ())) for mesh in meshes
-        )
-        self._groups = groups_of(self.meshes)
+        self._different: list[tuple[DeviceMesh, int]] = []
+        #: (mesh, sharded dimensions, the number of those that are equal).
+        self.placements = tuple((*place, self._number(*place)) for place in placements)
+        self._groups = groups_of(mesh for mesh, _ in self._different)
         groups = self._groups if group is None else [*self._groups, group]
         #: Where sums are exchanged.
         self.device = device_for(groups, device)
@@ -120,13 +124,15 @@ class NormAcrossRanks:
             raise RuntimeError(
                 f"fused_optim.{name}: norm_group lacks ranks of the parameters' meshes"
             )
+        kinds = repr([(tuple(mesh.shape), dims) for mesh, dims in self._different])
+        self._plan = int(hashlib.sha256(kinds.encode()).hexdigest()[:12], 16)
 
-    def _number(self, mesh: "DeviceMesh") -> int:
-        for number, known in enumerate(self.meshes):
-            if mesh is known or mesh == known:
+    def _number(self, mesh: "DeviceMesh", sharded_dims: int) -> int:
+        for number, (known, dims) in enumerate(self._different):
+            if dims == sharded_dims and (mesh is known or mesh == known):
                 return number
-        self.meshes.append(mesh)
-        return len(self.meshes) - 1
+        self._different.append((mesh, sharded_dims))
+        return len(self._different) - 1
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
@@ -134,8 +140,9 @@ class NormAcrossRanks:
         try:
             yield
         except BaseException:
-            if not self.is_done:
-                with contextlib.suppress(RuntimeError):  # says that this rank has failed
+            if self.is_owed:
+                self.found_inf = 0.0  # it may be what is wrong
+                with contextlib.suppress(Exception):  # says that this rank has failed
                     self.exchange(self.zeros(), has_failed=True)
             raise
 
@@ -149,7 +156,7 @@ class NormAcrossRanks:
 
     def zeros(self) -> Tensor:
         """The sums of a rank without gradients."""
-        return torch.zeros(1 + len(self.meshes), dtype=torch.float64)
+        return torch.zeros(1 + len(self._different), dtype=torch.float64)
 
     def exchange(
         self,
@@ -157,16 +164,21 @@ class NormAcrossRanks:
         has_failed: bool = False,
         takes_torch: bool = False,
         redistributed: int = 0,
+        is_last: bool = False,
     ) -> tuple[Tensor, bool | Tensor] | None:
         """Gives this rank's part for what all ranks have.
 
+        Where a rank takes torch's step, as far as the host knows, all do, and exchange once more
+        when they have made sure that they can.
+
         Args:
             sums (Tensor): of the powers that ``norm_type`` says of plain tensors' gradients, then
-                of each mesh's, float64; the largest absolute values for infinity.
+                of each placement's, float64; the largest absolute values for infinity.
             has_failed (bool): nothing is to be done on any rank.
             takes_torch (bool): this rank's step is torch's own.
             redistributed (int): which gradients are redistributed first, as a number that is the
                 same on all ranks; 0 for none.
+            is_last (bool): nobody exchanges anything after it.
 
         Returns:
             What the norm is made of, and whether any rank's AMP has found an overflow: on a device
@@ -176,15 +188,66 @@ class NormAcrossRanks:
         Raises:
             RuntimeError: if a rank has failed, or if ranks have no replicas where they should.
         """
-        self.is_done = True
-        own = [dist.get_rank(), *map(_first_rank, self.meshes)]
+        own = [dist.get_rank(), self._plan, *(_first_rank(*place) for place in self._different)]
         flags = [has_failed, takes_torch, redistributed]
-        if self.device.type == "cpu":
-            values = [*own, *sums.tolist(), float(self.found_inf), *flags]
-            rows = gather_rows(torch.tensor(values, dtype=torch.float64), self._groups)
-            return self._on_host(rows.tolist(), float(sums[0]), takes_torch)
-        on_device = NormOnDevice(self.device, len(self.meshes), self.is_max)
-        row = on_device.row(own, sums, self.found_inf, flags)
+        if self.device.type != "cpu":
+            return self._exchange_on_device(own, sums, flags)
+        values = [*own, *sums.tolist(), float(self.found_inf), *map(float, flags)]
+        values[-NUM_FLAGS:-NUM_FLAGS] = [0.0] * (-len(values) % _WIDTH)
+        self.is_owed, self.is_done = False, True
+        rows = gather_rows(torch.tensor(values, dtype=torch.float64), self._groups).tolist()
+        problem = self._problem(rows)
+        contributions = []
+        for number in range(len(self._different)) if problem is None else ():
+            contributions += self._of_replicas(self._parts(rows, number))
+        if self.group is None:
+            told = [(row[0], *row[-NUM_FLAGS:]) for row in rows]
+            if problem is None:
+                contributions += self._of_replicas([(row[0], row[self._plain]) for row in rows])
+        else:
+            contributions, told = self._over_group(rows, float(sums[0]), contributions, problem)
+        if problem is not None:
+            raise RuntimeError(f"fused_optim.{self.name}: {problem}. Nothing was changed.")
+        _check_none_has_failed(self.name, [(row[0], row[2]) for row in told], "this step")
+        self.contributions = torch.tensor(contributions, dtype=torch.float64)
+        self.has_overflowed = any(row[1] != 0 for row in told)
+        self.is_owed = any(row[3] for row in told) and not is_last
+        if self.is_owed and not takes_torch:
+            return None
+        return self.contributions, self.has_overflowed
+
+    @property
+    def _plain(self) -> int:
+        """Where in a row the sum of plain tensors is."""
+        return 2 + len(self._different)
+
+    def _parts(self, rows: list[list[float]], number: int) -> list[tuple[float, float]]:
+        """(the name of the replica, this rank's sum for it) of the ranks that have a placement."""
+        parts = ((row[2 + number], row[self._plain + 1 + number]) for row in rows)
+        return [(name, value) for name, value in parts if name >= 0]
+
+    def _over_group(
+        self,
+        rows: list[list[float]],
+        plain: float,
+        contributions: list[float],
+        problem: str | None,
+    ) -> tuple[list[float], list[tuple[float, ...]]]:
+        """What several ranks have together is given by the first of them."""
+        shared = contributions if rows[0][0] == dist.get_rank() else []
+        status = [_largest(flag) for flag in zip(*(row[-NUM_FLAGS:] for row in rows), strict=True)]
+        status[1] = max(status[1], float(problem is not None))
+        given = [dist.get_rank(), self._combined([plain, *shared]), *status]
+        assert self.group is not None
+        over = gather_rows(torch.tensor(given, dtype=torch.float64), [self.group]).tolist()
+        return [row[1] for row in over], [(row[0], *row[2:]) for row in over]
+
+    def _exchange_on_device(
+        self, own: list[int], sums: Tensor, flags: Sequence[float]
+    ) -> tuple[Tensor, bool | Tensor]:
+        on_device = NormOnDevice(self.device, len(self._different), self.is_max)
+        row = on_device.row(own, sums, self.found_inf, flags, _WIDTH)
+        self.is_owed, self.is_done = False, True
         contributions, ranks, status = on_device.conclude(row, self._groups, self.group)
         self.contributions = contributions
         self.has_overflowed = ((status[:, 0] != 0) | (status[:, 1] != 0)).any().float()[None]
@@ -192,84 +255,43 @@ class NormAcrossRanks:
             self.told_later = ToldLater(ranks, status[:, 1])
         return contributions, self.has_overflowed
 
-    def _on_host(
-        self, rows: list[list[float]], plain: float, takes_torch: bool
-    ) -> tuple[Tensor, bool | Tensor] | None:
-        count = len(self.meshes)
-        contributions = []
-        for number in range(count):
-            parts = [(row[1 + number], row[2 + count + number]) for row in rows]
-            contributions += self._of_one_instance(parts)
-        problem = self._problem(rows)
-        if self.group is None:
-            contributions.append(_largest(row[1 + count] for row in rows))
-            told = [(row[0], *row[-NUM_FLAGS:]) for row in rows]
-        else:
-            # What several ranks have together is given by the first of them.
-            shared = self._combined(contributions) if rows[0][0] == dist.get_rank() else 0.0
-            status = [
-                _largest(column) for column in zip(*(r[-NUM_FLAGS:] for r in rows), strict=True)
-            ]
-            status[1] = max(status[1], float(problem is not None))
-            given = [dist.get_rank(), self._combined([plain, shared]), *status]
-            over = gather_rows(torch.tensor(given, dtype=torch.float64), [self.group]).tolist()
-            contributions = [row[1] for row in over]
-            told = [(row[0], *row[2:]) for row in over]
-        if problem is not None:
-            raise RuntimeError(f"fused_optim.{self.name}: {problem}. Nothing was changed.")
-        _check_none_has_failed(self.name, [(row[0], row[2]) for row in told], "this step")
-        self.contributions = torch.tensor(contributions, dtype=torch.float64)
-        self.has_overflowed = any(row[1] != 0 for row in told)
-        self.redistributes = any(row[4] != 0 for row in told)
-        if any(row[3] for row in told) and not takes_torch:
-            return None
-        return self.contributions, self.has_overflowed
-
     def _combined(self, values: Sequence[float]) -> float:
         return _largest(values) if self.is_max else sum(values)
 
-    def _of_instances(self, parts: list[tuple[float, float]]) -> dict[float, float]:
-        """What each instance of a mesh has, by its lowest rank."""
+    def _of_replicas(self, parts: list[tuple[float, float]]) -> list[float]:
+        """The sum of each replica's parts, of replicas of one another one. Others than replicas are
+        different tensors, of which each counts."""
         found: dict[float, list[float]] = {}
-        for instance, value in parts:
-            if instance >= 0:
-                found.setdefault(instance, []).append(value)
-        return {instance: self._combined(values) for instance, values in found.items()}
-
-    def _of_one_instance(self, parts: list[tuple[float, float]]) -> list[float]:
-        """The values of one instance of a mesh, zero for ranks in others, which hold replicas: of
-        the one with the most, as an instance may lack gradients."""
-        found = self._of_instances(parts)
-        most = next(i for i, value in found.items() if _is_same(value, _largest(found.values())))
-        return [value if instance == most else 0.0 for instance, value in parts]
+        for name, value in parts:
+            found.setdefault(name, []).append(value)
+        sums = [self._combined(values) for values in found.values()]
+        if any(map(math.isnan, sums)):
+            return [math.nan]
+        kept: list[float] = []
+        for value in sorted(sums, reverse=True):
+            if not kept or not are_replicas(kept[-1], value):
+                kept.append(value)
+        return kept
 
     def _problem(self, rows: list[list[float]]) -> str | None:
         """What ranks should have alike and don't."""
-        count = len(self.meshes)
+        if len({(len(row), row[1]) for row in rows}) > 1:
+            return "ranks that share a mesh have parameters that are placed differently"
         if any(row[-NUM_FLAGS + 1] for row in rows):
             return None  # a rank that has failed gives zeros
         if len({row[-1] for row in rows}) > 1:
             return "the ranks' gradients are placed differently"
-        replicas = [
-            self._of_instances([(row[1 + i], row[2 + count + i]) for row in rows]).values()
-            for i in range(count)
-        ]
-        if self.group is None:
-            replicas.append({row[0]: row[1 + count] for row in rows}.values())
-        tolerance = _REPLICAS_DIFFER * (1.0 if self.is_max else max(1.0, self.norm_type))
-        for values in replicas:
-            known = [value for value in values if value > 0 and math.isfinite(value)]
-            if known and max(known) - min(known) > tolerance * max(known):
-                return (
-                    "ranks that share a mesh have gradients of other norms for parameters outside "
-                    "it, which are no replicas of one another then: their norm needs a norm_group, "
-                    "or DTensors that say how they are placed"
-                )
+        if self.group is not None:
+            return None
+        parts = [self._parts(rows, number) for number in range(len(self._different))]
+        parts.append([(row[0], row[self._plain]) for row in rows])
+        if any(sum(value > 0 for value in self._of_replicas(part)) > 1 for part in parts):
+            return (
+                "ranks that share a mesh have gradients of other norms for parameters outside it, "
+                "or that it replicates, so that they are no replicas of one another: their norm "
+                "needs a norm_group, or DTensors that say how they are placed"
+            )
         return None
-
-
-def _is_same(a: float, b: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b))
 
 
 def _largest(values: Iterable[float]) -> float:

@@ -35,17 +35,17 @@ def norm_for_torch(
     Raises:
         RuntimeError: if the ranks have gradients that are placed differently.
     """
-    misplaced = {i: _is(p) for i, p in enumerate(params) if _is_misplaced(p)}
+    misplaced = {i: p for i, p in enumerate(params) if _is_misplaced(p)}
     grads = [p.grad for p in params]
     if not across_ranks.is_done:
         sums = _sums(across_ranks, params, [None if _is_misplaced(p) else p.grad for p in params])
         number = _number_of(f"{i} {_is(p.grad).placements}" for i, p in misplaced.items())
         across_ranks.exchange(sums, takes_torch=True, redistributed=number)
-        across_ranks.redistributes = across_ranks.redistributes or bool(misplaced)
-    if across_ranks.redistributes:
+        across_ranks.is_owed = across_ranks.is_owed or bool(misplaced)
+    if across_ranks.is_owed:
         for i, p in misplaced.items():
-            grads[i] = _is(p.grad).redistribute(p.device_mesh, p.placements)
-        across_ranks.exchange(_sums(across_ranks, params, grads), takes_torch=True)
+            grads[i] = _is(p.grad).redistribute(_is(p).device_mesh, _is(p).placements)
+        across_ranks.exchange(_sums(across_ranks, params, grads), takes_torch=True, is_last=True)
     return grads, across_ranks.norm()
 
 
@@ -63,17 +63,17 @@ def _number_of(texts: Iterable[str]) -> int:
 def _sums(
     across_ranks: "NormAcrossRanks", params: list[Tensor], grads: list[Tensor | None]
 ) -> Tensor:
-    """As the kernels give them: of plain tensors, then of each mesh."""
-    places = {id(mesh): (number, place) for mesh, number, place in across_ranks.places}
+    """As the kernels give them: of plain tensors, then of each placement."""
+    numbers = {(id(mesh), dims): number for mesh, dims, number in across_ranks.placements}
     parts: list[list[Tensor]] = [[] for _ in across_ranks.zeros()]
     for param, grad in zip(params, grads, strict=True):
         if grad is None:
             continue
         number = -1
         if is_dtensor(param):
-            number, place = places[id(_is(param).device_mesh)]
-            if not _is_first_replica(_is(param), place):
-                continue
+            kinds = enumerate(_is(param).placements)
+            dims = sum(1 << i for i, kind in kinds if not kind.is_replicate())
+            number = numbers[id(_is(param).device_mesh), dims]
         local = local_of(grad)
         parts[1 + number].append(local.coalesce().values() if local.is_sparse else local)
     kind = across_ranks.norm_type
@@ -85,14 +85,6 @@ def _is(tensor: Any) -> "DTensor":
     """The same, for type checkers."""
     found: DTensor = tensor
     return found
-
-
-def _is_first_replica(param: "DTensor", coordinate: tuple[int, ...]) -> bool:
-    """Whether this rank's part counts in the sum over its mesh."""
-    placements = zip(coordinate, param.placements, strict=False)
-    return bool(coordinate) and all(
-        place == 0 or not kind.is_replicate() for place, kind in placements
-    )
 
 
 def _norm(grads: list[Tensor], kind: float) -> Tensor:

@@ -1,7 +1,6 @@
 """What ranks have exchanged for a norm, put together on a device that the host does not wait for.
 
-The same rules as on the host, in :mod:`fused_optim.norm_across_ranks`; only that nobody looks
-whether replicas are replicas.
+The same rules as on the host, in :mod:`fused_optim.norm_across_ranks`.
 """
 
 from collections.abc import Sequence
@@ -16,18 +15,27 @@ from fused_optim.rows_of_ranks import gather_rows
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["NUM_FLAGS", "NormOnDevice"]
+__all__ = ["NUM_FLAGS", "NormOnDevice", "are_replicas"]
+
+#: Sums that differ by more are of different tensors. Reductions give all ranks the same bits; what
+#: remains is arithmetic in another order. Independent tensors of a billion elements differ by more.
+_REPLICAS_DIFFER = 1e-5
 
 #: At the end of a row: overflow, failed, takes torch's step, redistributes gradients.
 NUM_FLAGS = 4
 
 
+def are_replicas(larger: Any, smaller: Any) -> Any:
+    """Whether these sums, or tensors of sums, may be one tensor's; a replica may lack gradients."""
+    return (larger == smaller) | (smaller == 0) | (larger - smaller <= _REPLICAS_DIFFER * larger)
+
+
 class NormOnDevice:
-    """Rows of (rank, the lowest rank of each mesh's instance, sums of plain tensors and of each
-    mesh, flags).
+    """Rows of (rank, plan, the name of each placement's replica, sums of plain tensors and of each
+    placement, flags).
 
     Args:
-        count (int): of meshes.
+        count (int): of placements.
         is_max (bool): the largest value, instead of the sum.
     """
 
@@ -38,11 +46,20 @@ class NormOnDevice:
         return torch.tensor(values, dtype=torch.float64).to(self.device, non_blocking=True)
 
     def row(
-        self, own: Sequence[int], sums: Tensor, found_inf: Any, flags: Sequence[float]
+        self,
+        own: Sequence[int],
+        sums: Tensor,
+        found_inf: Any,
+        flags: Sequence[float],
+        width: int,
     ) -> Tensor:
-        """This rank's."""
+        """This rank's, of a multiple of this width."""
         overflow = torch.as_tensor(found_inf).to(self.device, torch.float64).reshape(1)
-        return torch.cat([self._numbers(own), sums.to(self.device), overflow, self._numbers(flags)])
+        parts = [self._numbers(own), sums.to(self.device)]
+        room = -(len(own) + sums.numel() + NUM_FLAGS) % width
+        return torch.cat(
+            [*parts, sums.new_zeros(room).to(self.device), overflow, self._numbers(flags)]
+        )
 
     def conclude(
         self, row: Tensor, groups: "Sequence[ProcessGroup]", over: "ProcessGroup | None"
@@ -50,26 +67,33 @@ class NormOnDevice:
         """What the norm is made of; and of all ranks that were asked their numbers and flags."""
         count = self.count
         rows = gather_rows(row, groups)
-        sizes = [1, count, 1, count, NUM_FLAGS]
-        ranks, instances, plain, of_meshes, status = torch.split_with_sizes(rows, sizes, 1)
-        parts = [self._of_one_instance(instances[:, i], of_meshes[:, i]) for i in range(count)]
+        ranks, plans, names = rows[:, 0], rows[:, 1], rows[:, 2 : 2 + count]
+        plain, sums = rows[:, 2 + count], rows[:, 3 + count : 3 + 2 * count]
+        status = rows[:, -NUM_FLAGS:].clone()
+        parts = [self._of_replicas(names[:, i], sums[:, i]) for i in range(count)]
         if over is None:
-            return torch.cat([*parts, plain.max()[None]]), ranks[:, 0], status
+            parts.append(self._of_replicas(ranks, plain))
+            # No replicas where they should be, or other plans: a step of none.
+            problems = [(part > 0).sum() > 1 for part in parts] + [(plans != plans[0]).any()]
+            status[:, 1] += torch.stack(problems).any()
+            return torch.cat(parts), ranks, status
         # What several ranks have together is given by the first of them.
-        shared = self._combined(torch.cat(parts)) if parts else row[:0]
-        is_first = ranks[0, 0] == row[0]
-        own = row[1 + count : 2 + count]
-        given = self._combined(torch.cat([own, torch.where(is_first, shared, 0.0)]))
+        status[:, 1] += (plans != plans[0]).any()
+        is_first = ranks[0] == row[0]
+        shared = [torch.where(is_first, part, 0.0) for part in parts]
+        given = self._combined(torch.cat([row[2 + count : 3 + count], *shared]))
         rows = gather_rows(torch.cat([row[:1], given, status.amax(0)]), [over])
-        ranks, contributions, status = torch.split_with_sizes(rows, [1, 1, NUM_FLAGS], 1)
-        return contributions[:, 0].contiguous(), ranks[:, 0], status
+        return rows[:, 1].contiguous(), rows[:, 0], rows[:, 2:]
 
     def _combined(self, values: Tensor) -> Tensor:
         return (values.max() if self.is_max else values.sum())[None]
 
-    def _of_one_instance(self, instances: Tensor, values: Tensor) -> Tensor:
+    def _of_replicas(self, names: Tensor, values: Tensor) -> Tensor:
+        """The sums of different tensors, zero for those that replicate another one."""
         sums = values.new_zeros(dist.get_world_size())
-        places = instances.clamp(min=0).long()
+        places = names.clamp(min=0).long()
         sums.scatter_reduce_(0, places, values, "amax" if self.is_max else "sum")
-        # Rounded, so that the order of an addition can't decide.
-        return torch.where(instances == sums.float().argmax(), values, 0.0)
+        sums = sums.sort(descending=True).values
+        is_new = torch.ones_like(sums, dtype=torch.bool)
+        is_new[1:] = ~are_replicas(sums[:-1], sums[1:])
+        return torch.where(is_new, sums, 0.0)

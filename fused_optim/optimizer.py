@@ -57,11 +57,12 @@ class FusedOptimizer(_Base):
     class brings signature, checks, defaults and checkpoints; the mixin brings :meth:`step`.
 
     The kernels take float32, float64, bfloat16, float16, complex64 and complex128 parameters of
-    any dense layout. What they don't take (sparse gradients, tensor subclasses, parameters that
-    are not dense in memory, ``differentiable=True``) goes through the torch class's own step,
-    as does all of an optimizer constructed with ``fused=False`` or ``foreach=True``.
+    any dense layout, of DTensors each rank's part. What they don't take (sparse gradients, other
+    tensor subclasses, parameters that are not dense in memory, ``differentiable=True``) goes
+    through the torch class's own step, as does all of an optimizer constructed with
+    ``fused=False`` or ``foreach=True``.
 
-    Each fused optimizer takes six keyword arguments beyond its torch class's. They combine with
+    Each fused optimizer takes seven keyword arguments beyond its torch class's. They combine with
     each other, with AMP and with CUDA graphs, hold for all groups and devices, and are attributes
     that may be changed between steps. They are not in ``defaults``: checkpoints stay torch's.
 
@@ -287,6 +288,8 @@ class FusedOptimizer(_Base):
     def __repr__(self) -> str:
         text = super().__repr__()
         options = set_options(self._fused.options)
+        if self._fused.norm_group is not None:
+            options["norm_group"] = self._fused.norm_group
         lines = "".join(f"    {name}: {value}\n" for name, value in options.items())
         return f"{text.removesuffix(')')}Step options\n{lines})" if options else text
 

@@ -28,7 +28,8 @@ _MODULE = "torch.distributed.tensor"
 def is_dtensor(tensor: object) -> bool:
     """Whether it is a DTensor, or of a subclass."""
     module = sys.modules.get(_MODULE)
-    return module is not None and isinstance(tensor, module.DTensor)
+    kind = getattr(module, "DTensor", None)  # not yet where it is being imported
+    return kind is not None and isinstance(tensor, kind)
 
 
 def local_of(tensor: Any) -> Tensor:
@@ -95,4 +96,5 @@ def state_like(param: "DTensor", local: Tensor) -> "DTensor":
         spec = dataclasses.replace(spec, tensor_meta=meta)
     make: Any = sys.modules[_MODULE].DTensor
     with torch.no_grad():
-        return make(local, spec, requires_grad=False)
+        made: DTensor = make(local, spec, requires_grad=False)
+    return made

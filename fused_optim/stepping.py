@@ -26,21 +26,30 @@ def step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -> Any:
     if "capturable" in optimizer.defaults and torch.cuda.is_initialized():
         # CUDA graphs are for optimizers whose groups say capturable=True: torch's own check.
         check_graph_capture(optimizer)
-    loss = None
-    if closure is not None:
-        with torch.enable_grad():
-            loss = closure()
-    across_ranks = norm_across_ranks(optimizer) if fused.options.needs_norm else None
+    needed_norm = fused.options.needs_norm
+    across_ranks = norm_across_ranks(optimizer) if needed_norm else None
     if across_ranks is None:
-        _step(optimizer, None)
-    else:
-        with across_ranks.telling():
-            told, fused.told_later = fused.told_later, None
-            if told is not None:
-                told.check(optimizer._name)
-            _step(optimizer, across_ranks)
-        fused.told_later = across_ranks.told_later
+        loss = _loss_of(closure)
+        if fused.options.needs_norm and not needed_norm:  # the closure has asked for it
+            step(optimizer, None)
+        else:
+            _step(optimizer, None)
+        return loss
+    with across_ranks.telling():
+        loss = _loss_of(closure)
+        told, fused.told_later = fused.told_later, None
+        if told is not None:
+            told.check(optimizer._name)
+        _step(optimizer, across_ranks)
+    fused.told_later = across_ranks.told_later
     return loss
+
+
+def _loss_of(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def _step(optimizer: "FusedOptimizer", across_ranks: "NormAcrossRanks | None") -> None:
@@ -77,6 +86,6 @@ def _step_on_kernels(
         getattr(optimizer, "found_inf", None),
         optimizer._fused.options,
         optimizer._fused.exchange,
-        None if across_ranks is None else (across_ranks.places, across_ranks.exchange),
+        None if across_ranks is None else (across_ranks.placements, across_ranks.exchange),
     )
     return None if found is None else Fallback(*found)

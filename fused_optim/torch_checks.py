@@ -17,7 +17,7 @@ from fused_optim.sharding import are_placed_alike, is_dtensor, local_of, placed_
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["check_for_torch"]
+__all__ = ["check_for_torch", "check_placement", "places_of_params", "rehearse_for_torch"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -47,7 +47,7 @@ def check_for_torch(optimizer: "FusedOptimizer") -> None:
             tensor, can't be written, or where a state or gradient is of another shape or on another
             device than its parameter.
     """
-    for place, group, param in _places(optimizer):
+    for place, group, param in places_of_params(optimizer):
         state = optimizer.state.get(param) or {}
         if optimizer._fused.options.ema_decay is not None and "ema" in state:
             _check_average(place, param, state)
@@ -71,7 +71,7 @@ def rehearse_for_torch(optimizer: "FusedOptimizer", reset_flags: tuple[str, ...]
     if optimizer._prepares_groups or "_init_group" in vars(optimizer):
         return  # it would call the user's code
     rehearsed: set[tuple[object, ...]] = set()
-    for place, group, param in _places(optimizer):
+    for place, group, param in places_of_params(optimizer):
         if param.grad is None:
             continue
         states = _states_of(optimizer, group)
@@ -83,7 +83,10 @@ def rehearse_for_torch(optimizer: "FusedOptimizer", reset_flags: tuple[str, ...]
             _rehearse(place, optimizer, group, param, known, reset_flags)
 
 
-def _places(optimizer: "FusedOptimizer") -> Iterator[tuple[_Place, dict[str, Any], Tensor]]:
+def places_of_params(
+    optimizer: "FusedOptimizer",
+) -> Iterator[tuple[_Place, dict[str, Any], Tensor]]:
+    """Each parameter with its place and its group."""
     for number, group in enumerate(optimizer.param_groups):
         for index, param in enumerate(group["params"]):
             yield _Place(optimizer._name, number, index), group, param
@@ -125,6 +128,18 @@ def _check_gradient(place: _Place, param: Tensor, grad: Tensor) -> None:
         place.fail("grad", f"has shape {list(grad.shape)}, the parameter {list(param.shape)}")
 
 
+def check_placement(place: _Place, param: Tensor, value: Tensor, name: str) -> None:
+    """Both are DTensors that are placed alike, or none is.
+
+    Raises:
+        RuntimeError: that names the place.
+    """
+    if is_dtensor(value) != is_dtensor(param):
+        place.fail(name, _mixed(param))
+    if is_dtensor(param) and not are_placed_alike(param, value):
+        place.fail(name, f"is placed as {placed_as(value)}, the parameter as {placed_as(param)}")
+
+
 def _mixed(param: Tensor) -> str:
     if is_dtensor(param):
         return f"is no DTensor, the parameter is placed as {placed_as(param)}"
@@ -160,10 +175,7 @@ def _check_state(
         if value.is_meta and not param.is_meta:
             place.fail(name, f"is on {value.device}, the parameter on {param.device}")
         return
-    if is_dtensor(value) != is_dtensor(param):
-        place.fail(name, _mixed(param))
-    if is_dtensor(param) and not are_placed_alike(param, value):
-        place.fail(name, f"is placed as {placed_as(value)}, the parameter as {placed_as(param)}")
+    check_placement(place, param, value, name)
     for own, of_param in ((value, param), (local_of(value), local_of(param))):
         if own.shape != of_param.shape:
             place.fail(name, f"has shape {list(own.shape)}, the parameter {list(of_param.shape)}")

@@ -225,6 +225,80 @@ def test_averages_and_hooks(two):
     two.run(averages_and_hooks)
 
 
+def bad_averages():
+    mesh = line()
+    params, _ = make(mesh, [(6, 2), (6, 2)])
+    ours = fused_optim.SGD(params, lr=0.1, ema_decay=0.5)
+    set_grads(params)
+    ours.step()
+    first, second = params
+    good = ours.state[second]["ema"]
+    bad = {
+        "shares memory": ours.state[first]["ema"],
+        "is placed as": placed(torch.zeros(6, 2), mesh, [Shard(1)]),
+        "is no DTensor": torch.zeros(3, 2),
+        r"has shape \[1, 2\]": copy.copy(good),
+    }
+    bad[r"has shape \[1, 2\]"] = DTensor.from_local(
+        torch.zeros(1, 2), mesh, [Shard(0)], run_check=False, shape=(6, 2), stride=(2, 1)
+    )
+    before = [p.to_local().clone() for p in params]
+    for match, average in bad.items():
+        ours.state[second]["ema"] = average
+        with pytest.raises(RuntimeError, match=f"group 0, parameter 1: 'ema' .*{match}"):
+            ours.ema_parameters().__enter__()
+        assert all(torch.equal(p.to_local(), b) for p, b in zip(params, before, strict=True))
+    ours.state[second]["ema"] = good
+    version = second._version
+    with ours.ema_parameters():
+        assert second._version > version
+    assert all(torch.equal(p.to_local(), b) for p, b in zip(params, before, strict=True))
+
+
+def test_bad_averages(two):
+    two.run(bad_averages)
+
+
+def skipped_zeroing():
+    params, _ = make(line(), [(6, 2)])
+    ours = fused_optim.SGD(params, lr=0.1, skip_nonfinite=True, zero_grads=True)
+    set_grads(params)
+    params[0].grad.to_local()[0] = float("nan")
+    version = params[0].grad._version
+    ours.step()
+    assert not params[0].grad.to_local().any()
+    assert params[0].grad._version > version
+
+
+def test_a_skipped_step_zeroes_as_a_done_one(two):
+    two.run(skipped_zeroing)
+
+
+def replaced_while_ranks_exchange():
+    params, _ = make(line(), [(6, 2)])
+    ours = fused_optim.SGD(params, lr=0.1, max_grad_norm=1.0)
+    set_grads(params)
+    kept = params[0]._local_tensor
+    before = kept.clone()
+    all_gather = fused_optim.norm_across_ranks.gather_rows
+
+    def replacing(*arguments):
+        params[0]._local_tensor = torch.zeros_like(kept)
+        return all_gather(*arguments)
+
+    fused_optim.norm_across_ranks.gather_rows = replacing
+    try:
+        with pytest.raises(RuntimeError, match="another local tensor"):
+            ours.step()
+    finally:
+        fused_optim.norm_across_ranks.gather_rows = all_gather
+    assert torch.equal(kept, before)
+
+
+def test_a_part_that_is_replaced_meanwhile(two):
+    two.run(replaced_while_ranks_exchange)
+
+
 def scaled_steps():
     for options in ({}, {"skip_nonfinite": True, "max_grad_norm": 1.0}, {"fused": True}):
         params, _ = make(line())
@@ -441,7 +515,7 @@ def specs_stay_flat():
 
     for i in range(300):
         for p in params:
-            grad = torch.randn_like(p.to_local())
+            grad = torch.full_like(p.to_local(), i % 7 + 1.0)
             p.grad = DTensor.from_local(grad, p.device_mesh, p.placements, shape=p.shape,
                                         stride=p.stride())  # fmt: skip
         ours.step()

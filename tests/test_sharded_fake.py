@@ -1,5 +1,7 @@
 """Rank 5 of 8, alone, with torch's fake backend: gather, placements, states and errors."""
 
+import timeit
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -169,6 +171,40 @@ def test_a_part_that_does_not_fit(which):
     with pytest.raises(RuntimeError, match=r"parameter 0: 'grad' has shape \[\d, 2\]"):
         ours.step()
     assert torch.equal(param.to_local(), before)
+
+
+def test_specs_that_are_none():
+    """No code of theirs runs, and torch says what is wrong."""
+
+    class Spec:
+        def __getattr__(self, name):
+            raise SystemExit(name)
+
+    for spec in (None, 3, Spec()):
+        param, _ = pair([Shard(0), Shard(1)])
+        ours = fused_optim.Adam([param], lr=0.1)
+        ours.step()
+        before = param.to_local().clone()
+        ours.state[param]["exp_avg"]._spec = spec
+        reason = fused_optim._C.why_not_fused(
+            ours._rule, "Adam", ours.param_groups, ours.state, ours._fused.options
+        )
+        assert "no DTensorSpec" in reason[0]
+        assert torch.equal(param.to_local(), before)
+
+
+def test_many_equal_meshes():
+    """One of each parameter's own: all are compared, and in time that grows with their number."""
+    times = []
+    for count in (20, 200):
+        pairs = [pair([Shard(0)], mesh=init_device_mesh("cpu", (8,))) for _ in range(count)]
+        for param, _ in pairs:
+            param.grad = sharded([Shard(0)], mesh=init_device_mesh("cpu", (8,)))
+        ours = fused_optim.SGD([param for param, _ in pairs], lr=0.1)
+        ours.step()
+        assert ours.fallback_reason is None
+        times.append(min(timeit.repeat(ours.step, number=1, repeat=5)))
+    assert times[1] < 40 * times[0]  # quadratic: 100
 
 
 @pytest.mark.parametrize("value", [None, 3, "a tensor"])

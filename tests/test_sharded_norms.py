@@ -148,44 +148,152 @@ def test_a_bad_state_on_one_rank(two, path):
     two.run(fails_together, path)
 
 
-def interrupted_on_one_rank():
-    class Interrupts:
-        def __float__(self):
-            raise KeyboardInterrupt
+class Interrupts:
+    """A number that takes Ctrl-C to read."""
 
+    def __float__(self):
+        raise KeyboardInterrupt
+
+
+def raises_on_one_rank(how):
     params, _ = make(line())
     ours = fused_optim.AdamW(params, lr=0.1, max_grad_norm=0.5)
     set_grads(params)
     ours.step()
     before = snapshot(ours)
-    if rank() == 0:
+    if rank() == 0 and how == "interrupt":
         ours.param_groups[0]["lr"] = Interrupts()
-        ours._init_group = lambda *unused: (_ for _ in ()).throw(KeyboardInterrupt())
+    if rank() == 0 and how == "found_inf":
+        ours.found_inf = "none"
+
+    def closure():
+        if rank() == 0 and how == "closure":
+            raise KeyError
+
+    with pytest.raises(
+        (KeyboardInterrupt, KeyError, TypeError, ValueError, RuntimeError)
+    ) as raised:
+        ours.step(closure)
+    if rank() == 1:
+        assert "met with an error on rank 0" in str(raised.value)
+    ours.param_groups[0]["lr"] = 0.1
+    ours.__dict__.pop("found_inf", None)
+    assert_same(snapshot(ours), before)
+    ours.step()
+
+
+@pytest.mark.parametrize("how", ["interrupt", "found_inf", "closure"])
+def test_whatever_raises_on_one_rank(two, how):
+    two.run(raises_on_one_rank, how)
+
+
+def one_rank_cannot_take_torchs_step():
+    """Rank 0's step is torch's; rank 1 would, but torch can't have its state's dtype."""
+    params, _ = make(line(), dtype=torch.bfloat16)
+    table = Parameter(torch.ones(6, 2, dtype=torch.bfloat16))
+    ours = fused_optim.SGD([*params, table], lr=0.1, momentum=0.9, max_grad_norm=0.5)
+    set_grads(params)
+    dense = torch.ones(6, 2, dtype=torch.bfloat16)
+    table.grad = dense.to_sparse(1) if rank() == 0 else dense
+    if rank() == 1:
+        ours.state_dtype = torch.float32
+    before = snapshot(ours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(KeyboardInterrupt if rank() == 0 else RuntimeError):
-            if rank() == 0:
-                fused_optim.stepping._step_on_kernels, kept = (
-                    _interrupt, fused_optim.stepping._step_on_kernels,
-                )  # fmt: skip
-                del ours._init_group
-                try:
-                    ours.step()
-                finally:
-                    fused_optim.stepping._step_on_kernels = kept
-            else:
-                ours.step()
-    if rank() == 0:
-        ours.param_groups[0]["lr"] = 0.1
+        with pytest.raises(RuntimeError):
+            ours.step()
     assert_same(snapshot(ours), before)
 
 
-def _interrupt(*unused):
-    raise KeyboardInterrupt
+def test_torchs_step_is_agreed_on(two):
+    two.run(one_rank_cannot_take_torchs_step)
 
 
-def test_an_interrupt_on_one_rank(two):
-    two.run(interrupted_on_one_rank)
+def replicas_on_one_rank():
+    """A replicated parameter whose gradient is on the second rank alone counts all the same."""
+    param = Parameter(placed(torch.ones(4), line(), [Replicate()]))
+    ours = fused_optim.SGD([param], lr=1.0, max_grad_norm=1.0, skip_nonfinite=True)
+    if rank() == 1:
+        param.grad = placed_here(torch.full((4,), 50.0), param)
+    ours.step()
+    assert ours.grad_norm.item() == pytest.approx(100.0)
+    if rank() == 1:
+        assert (param.detach().to_local() - 1).norm().item() == pytest.approx(1.0, rel=1e-4)
+        param.grad = placed_here(torch.full((4,), math.nan), param)
+    before = param.to_local().clone()
+    ours.step()
+    assert torch.equal(param.to_local(), before)
+    assert ours.skipped_steps.item() == 1
+
+
+def placed_here(local, param):
+    return DTensor.from_local(local, param.device_mesh, param.placements, run_check=False)
+
+
+def test_replicas_on_one_rank(two):
+    two.run(replicas_on_one_rank)
+
+
+def similar_parts_beside_dtensors():
+    """Plain parts of one tensor, whose norms are nearly the same, are no replicas."""
+    params, _ = make(line())
+    part = Parameter(torch.ones(10_000))
+    set_grads(params)
+    part.grad = torch.randn(10_000, generator=torch.Generator().manual_seed(rank()))
+    ours = fused_optim.SGD([*params, part], lr=0.1, max_grad_norm=1.0)
+    with pytest.raises(RuntimeError, match="norm_group"):
+        ours.step()
+    whole = [p.grad.full_tensor() for p in params]
+    parts = [torch.empty(10_000) for _ in range(2)]
+    dist.all_gather(parts, part.grad)
+    ours.norm_group = dist.group.WORLD
+    ours.step()
+    assert ours.grad_norm.item() == pytest.approx(norm_of([*whole, *parts]), rel=1e-9)
+
+
+def test_similar_parts_are_no_replicas(two):
+    two.run(similar_parts_beside_dtensors)
+
+
+class Group(dict):
+    """Not for the kernels."""
+
+
+def groups_of_other_types():
+    for make_group in (Group, lambda group: {**group, "params": tuple(group["params"])}):
+        params, _ = make(line())
+        ours = fused_optim.SGD(params, lr=0.1, max_grad_norm=0.5)
+        set_grads(params)
+        whole = norm_of([p.grad.full_tensor() for p in params])
+        ours.param_groups = [make_group(group) for group in ours.param_groups]
+        if rank() == 0:
+            for p in params:
+                p.grad = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours.step()
+        assert ours.grad_norm.dtype == torch.float64
+        assert_same_bits_everywhere(ours.grad_norm)
+        assert 0 < ours.grad_norm.item() <= whole
+
+
+def test_groups_of_other_types(two):
+    two.run(groups_of_other_types)
+
+
+def partial_parameter():
+    from torch.distributed.tensor import Partial
+
+    param = Parameter(DTensor.from_local(torch.ones(4), line(), [Partial()], run_check=False))
+    param.grad = DTensor.from_local(torch.ones(4), line(), [Partial()], run_check=False)
+    ours = fused_optim.SGD([param], lr=0.1, max_grad_norm=0.5)
+    with pytest.raises(RuntimeError, match="placed as.*Partial"):
+        ours.step()
+    assert torch.equal(param.to_local(), torch.ones(4))
+
+
+def test_partial_parameters_have_no_norm(two):
+    two.run(partial_parameter)
 
 
 def sparse_on_one_rank():
@@ -372,6 +480,25 @@ def fails_across_meshes(kind):
 @pytest.mark.parametrize("kind", ["hsdp", "fsdp and tp", "line and dp"])
 def test_errors_reach_all_ranks_of_meshes(four, kind):
     four.run(fails_across_meshes, kind)
+
+
+def other_placements_on_some_ranks():
+    """Ranks that share a line, of which two share another mesh as well."""
+    shared = Parameter(placed(torch.ones(8), line(), [Shard(0)]))
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))
+    params = [shared]
+    if rank() < 2:
+        params.append(Parameter(placed(torch.ones(4), grid["dp"], [Shard(0)])))
+    else:
+        placed(torch.ones(4), grid["dp"], [Shard(0)])
+    ours = fused_optim.SGD(params, lr=0.1, max_grad_norm=1.0)
+    set_grads(params)
+    with pytest.raises(RuntimeError, match="placed differently"):
+        ours.step()
+
+
+def test_other_placements_on_some_ranks(four):
+    four.run(other_placements_on_some_ranks)
 
 
 def pipeline_stages():

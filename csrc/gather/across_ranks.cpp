@@ -12,7 +12,7 @@ Contributions AcrossRanks::exchange_sums(const at::Tensor& sums) const {
   THPObjectPtr object(object_of(sums));
   THPObjectPtr answer(object ? PyObject_CallOneArg(exchange, object.get()) : nullptr);
   if (!answer) throw PythonError();
-  if (answer.get() == Py_None) throw NotFused("another rank takes torch's own step");
+  if (answer.get() == Py_None) throw NotFusedAsExpected("another rank takes torch's own step");
   if (!PyTuple_CheckExact(answer.get()) || PyTuple_GET_SIZE(answer.get()) != 2)
     throw std::logic_error("fused_optim: exchange() returned no pair");
   PyObject* contributions = PyTuple_GET_ITEM(answer.get(), 0);

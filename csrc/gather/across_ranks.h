@@ -1,4 +1,4 @@
-// A norm over several ranks: which meshes the parameters lie on, and what exchanges the sums.
+// A norm over several ranks: how the parameters are placed, and what exchanges the sums.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,12 +9,12 @@
 
 namespace fused_optim {
 
-/// A mesh, borrowed, and this rank's coordinate in it, empty where it is not in it. Equal meshes
-/// have one number.
-struct MeshPlace {
+/// How some of the parameters are placed: on a mesh, borrowed, sharded along some of its
+/// dimensions. Those that are placed alike have one number.
+struct Placement {
   PyObject* mesh;
+  uint32_t sharded_dims;
   int number;
-  std::vector<int64_t> coordinate;
 };
 
 /// What the ranks have together: the same on all of them.
@@ -25,20 +25,20 @@ struct Contributions {
 };
 
 struct AcrossRanks {
-  std::vector<MeshPlace> meshes;
-  int num_meshes = 0;            // that are not equal
+  std::vector<Placement> placements;
+  int num_different = 0;
   PyObject* exchange = nullptr;  // a callable, borrowed
 
-  /// The place of this mesh, nullptr where it has none.
-  const MeshPlace* find(PyObject* mesh) const {
-    for (const MeshPlace& place : meshes)
-      if (place.mesh == mesh) return &place;
-    return nullptr;
+  /// The number of parameters that are placed so; -1 where there are none.
+  int find(PyObject* mesh, uint32_t sharded_dims) const {
+    for (const Placement& placement : placements)
+      if (placement.mesh == mesh && placement.sharded_dims == sharded_dims) return placement.number;
+    return -1;
   }
 
-  /// Gives this rank's sums, of plain tensors and then of each mesh, for those of all. This runs
-  /// Python code and collectives. Throws PythonError, with one set where another rank has met with
-  /// one, or NotFused where another one takes torch's step.
+  /// Gives this rank's sums, of plain tensors and then of each placement, for those of all. This
+  /// runs Python code and collectives. Throws PythonError, with one set where another rank has met
+  /// with one, or NotFused where another one takes torch's step.
   Contributions exchange_sums(const at::Tensor& sums) const;
 };
 

@@ -31,7 +31,7 @@ int64_t count_params(std::vector<ParamGroup>& groups) {
 /// The loop over groups and their parameters.
 class Gatherer {
  public:
-  Gatherer(const StepArguments& arguments, const StepOptions& options, const KnownMeshes& known,
+  Gatherer(const StepArguments& arguments, const StepOptions& options, KnownMeshes& known,
            Gathered& gathered)
       : rule_(kRules[arguments.rule]),
         rows_(rows_of(arguments.rule)),
@@ -62,7 +62,8 @@ class Gatherer {
     gathered_.table.one_element_states.reserve(num_params * rule_.num_one_element);
     gathered_.written.reserve(num_params * (2 + rows_.num_rows));
     gathered_.read.reserve(num_params);
-    if (across_ranks_ != nullptr) gathered_.gradients_of_meshes.resize(across_ranks_->num_meshes);
+    if (across_ranks_ != nullptr)
+      gathered_.gradients_of_placements.resize(across_ranks_->num_different);
   }
 
   void add_group(ParamGroup& group) {
@@ -121,17 +122,18 @@ class Gatherer {
     if (grad->sizes() != param->sizes())
       builder_.where.fail(kGradName,
                           "has shape " + shape_of(*grad) + ", the parameter " + shape_of(*param));
-    gathered_.wrappers.push_back(param);
-    if (options_.zero_grads) gathered_.wrappers.push_back(grad);
+    gathered_.wrappers.push_back({found.object, found.tensor->unsafeGetTensorImpl()});
+    if (options_.zero_grads)
+      gathered_.wrappers.push_back({found.grad_object, found.grad->unsafeGetTensorImpl(), true});
   }
 
-  /// Where a norm adds up this parameter's gradient; nullptr where another rank's replica counts.
-  Gradients* gradients_beside(const FoundParam& found) {
-    if (across_ranks_ == nullptr || found.spec == nullptr) return &gathered_.gradients;
-    const MeshPlace* place = across_ranks_->find(mesh_of(found.spec));
-    if (place == nullptr) throw NotFused("a parameter's mesh has changed within the step");
-    if (!sharded_.is_first_replica(found.spec, place->coordinate)) return nullptr;
-    return &gathered_.gradients_of_meshes[place->number];
+  /// Where a norm adds up this parameter's gradient.
+  Gradients& gradients_beside(const FoundParam& found) {
+    if (across_ranks_ == nullptr || found.spec == nullptr) return gathered_.gradients;
+    const uint32_t dims = sharded_.sharded_dims(found.spec);
+    const int number = across_ranks_->find(mesh_of(found.spec), dims);
+    if (number < 0) throw NotFused("a parameter's placement has changed within the step");
+    return gathered_.gradients_of_placements[number];
   }
 
   /// The group's row for this device: each of them reads device tensors of its own.
@@ -183,7 +185,7 @@ void check_host_can_wait(const Gathered& gathered) {
 }
 
 Gathered gather_once(const StepArguments& arguments, Amp& amp, const StepOptions& options,
-                     const KnownMeshes& known) {
+                     KnownMeshes& known) {
   const at::NoGradGuard no_grad;
   // Such a mode (FakeTensorMode, tracers, counters) means to see the operations.
   if (c10::impl::TorchDispatchModeTLS::any_modes_set())
@@ -208,9 +210,12 @@ Gathered gather(const StepArguments& arguments, Amp& amp, const StepOptions& opt
   KnownMeshes known;
   for (;;) {
     try {
-      return gather_once(arguments, amp, options, known);
-    } catch (UnknownMeshes& pair) {
-      known.compare(std::move(pair));
+      Gathered gathered = gather_once(arguments, amp, options, known);
+      if (!known.ask()) return gathered;
+    } catch (const PythonError&) {
+      throw;
+    } catch (...) {
+      if (!known.ask()) throw;
     }
   }
 }

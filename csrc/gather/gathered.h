@@ -19,6 +19,13 @@ struct Averaged {
   at::Tensor average, param;
 };
 
+/// A DTensor, borrowed, and what was its local tensor.
+struct Wrapper {
+  PyObject* object;
+  const c10::TensorImpl* local;
+  bool is_grad = false;
+};
+
 /// Why the host has to know whether the step is skipped, where a kernel could find out by itself.
 enum class HostDecides : uint8_t {
   No,
@@ -37,14 +44,14 @@ struct Gathered {
   std::vector<NewState> new_states;
   std::vector<c10::TensorImpl*> written;  // borrowed: parameters and states, for their versions
   std::vector<c10::TensorImpl*> read;     // borrowed: gradients
-  std::vector<c10::TensorImpl*> beside_table;  // borrowed: of parameters without a gradient
-  std::vector<c10::TensorImpl*> wrappers;      // borrowed: DTensors around what is written
-  std::vector<at::Tensor> owned;               // copies that kernels read
-  Gradients gradients;                         // for the norm, where the step needs one
-  std::vector<Gradients> gradients_of_meshes;  // for one over several ranks: those of DTensors
-  std::vector<at::Tensor> copied_grads;        // not dense, so the step reads and zeroes a copy
-  std::vector<Averaged> first_averages;        // the optimizer's first: become the parameters
-  std::vector<Averaged> averages_alone;        // of parameters without a gradient
+  std::vector<c10::TensorImpl*> beside_table;      // borrowed: of parameters without a gradient
+  std::vector<Wrapper> wrappers;                   // DTensors around what is written
+  std::vector<at::Tensor> owned;                   // copies that kernels read
+  Gradients gradients;                             // for the norm, where the step needs one
+  std::vector<Gradients> gradients_of_placements;  // for one over several ranks: of DTensors
+  std::vector<at::Tensor> copied_grads;            // not dense, so the step reads and zeroes a copy
+  std::vector<Averaged> first_averages;            // the optimizer's first: become the parameters
+  std::vector<Averaged> averages_alone;            // of parameters without a gradient
   HostDecides host_decides = HostDecides::No;
 
   /// The first reason stays.

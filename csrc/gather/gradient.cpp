@@ -20,7 +20,7 @@ void check_is_zeroable(const Where& where, const c10::TensorImpl& grad) {
 }  // namespace
 
 void add_grad(EntryBuilder& builder, Gathered& result, TensorEntry& entry, const FoundParam& found,
-              const StepOptions& options, Gradients* for_norm) {
+              const StepOptions& options, Gradients& for_norm) {
   const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
   const c10::TensorImpl* grad = found.grad->unsafeGetTensorImpl();
   result.read.push_back(const_cast<c10::TensorImpl*>(grad));
@@ -36,8 +36,8 @@ void add_grad(EntryBuilder& builder, Gathered& result, TensorEntry& entry, const
     grad = result.owned.back().unsafeGetTensorImpl();
   }
   builder.set_operand(entry, param, *grad, kGrad, kGradName);
-  if (options.needs_norm() && for_norm != nullptr)
-    for_norm->add(entry.operands[kGrad], entry.numel, entry.formats[kGrad], entry.device);
+  if (options.needs_norm())
+    for_norm.add(entry.operands[kGrad], entry.numel, entry.formats[kGrad], entry.device);
 }
 
 }  // namespace fused_optim

@@ -7,8 +7,8 @@
 namespace fused_optim {
 
 /// The gradient as an operand; where it is not dense but has to be, a copy. `for_norm`: where a
-/// norm finds it; nullptr where it does not count.
+/// norm finds it.
 void add_grad(EntryBuilder& builder, Gathered& gathered, TensorEntry& entry,
-              const FoundParam& found, const StepOptions& options, Gradients* for_norm);
+              const FoundParam& found, const StepOptions& options, Gradients& for_norm);
 
 }  // namespace fused_optim

@@ -13,6 +13,7 @@ namespace {
 
 PyObject* g_module_name;             // of DTensor
 PyObject* g_placements_module_name;  // of the kinds of placements
+PyObject* g_spec_module_name;
 PyObject* g_local_tensor_key;
 PyObject* g_spec_key;
 PyObject* g_mesh_key;
@@ -100,10 +101,12 @@ PyObject* placements_of(PyObject* spec) {
 bool have_same_order(PyObject* spec, PyObject* other) {
   THPObjectPtr a(PyObject_GetAttr(spec, g_shard_order_key));
   if (!a) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw PythonError();
     PyErr_Clear();
     return true;
   }
   THPObjectPtr b(PyObject_GetAttr(other, g_shard_order_key));
+  if (a && b && a.get() == b.get()) return true;
   const int are_same = b ? PyObject_RichCompareBool(a.get(), b.get(), Py_EQ) : -1;
   if (are_same < 0) throw PythonError();
   return are_same == 1;
@@ -111,17 +114,23 @@ bool have_same_order(PyObject* spec, PyObject* other) {
 
 }  // namespace
 
-void KnownMeshes::compare(UnknownMeshes pair) {
-  const int are_equal = PyObject_RichCompareBool(pair.a.get(), pair.b.get(), Py_EQ);
-  if (are_equal < 0) throw PythonError();
-  answers_.push_back({std::move(pair.a), std::move(pair.b), are_equal == 1});
+bool KnownMeshes::are_equal(PyObject* a, PyObject* b) {
+  if (a == b) return true;
+  const auto answer = answers_.find({a, b});
+  if (answer != answers_.end()) return answer->second.are_equal;
+  unknown_.emplace_back(owned(a), owned(b));
+  return true;
 }
 
-bool KnownMeshes::are_equal(PyObject* a, PyObject* b) const {
-  if (a == b) return true;
-  for (const Answer& answer : answers_)
-    if (answer.a.get() == a && answer.b.get() == b) return answer.are_equal;
-  throw UnknownMeshes{owned(a), owned(b)};
+bool KnownMeshes::ask() {
+  if (unknown_.empty()) return false;
+  for (auto& [a, b] : std::exchange(unknown_, {})) {
+    const int are_equal = PyObject_RichCompareBool(a.get(), b.get(), Py_EQ);
+    if (are_equal < 0) throw PythonError();
+    const std::pair key(a.get(), b.get());
+    answers_.insert_or_assign(key, Answer{std::move(a), std::move(b), are_equal == 1});
+  }
+  return true;
 }
 
 void Sharded::find_types() {
@@ -130,6 +139,7 @@ void Sharded::find_types() {
   if (dtensor_ == nullptr) return;
   local_tensor_offset_ = offset_of_slot(dtensor_, g_local_tensor_key);
   spec_offset_ = offset_of_slot(dtensor_, g_spec_key);
+  spec_ = imported_class(g_spec_module_name, "DTensorSpec");
   shard_ = imported_class(g_placements_module_name, "Shard");
   strided_shard_ = imported_class(g_placements_module_name, "_StridedShard");
   replicate_ = imported_class(g_placements_module_name, "Replicate");
@@ -149,7 +159,8 @@ bool Sharded::derives_from_dtensor(PyObject* object) {
 PyObject* Sharded::attribute_of(PyObject* dtensor, Py_ssize_t offset, PyObject* name) const {
   if (offset != 0 && Py_TYPE(dtensor) == dtensor_) {
     auto* slot = reinterpret_cast<PyObject**>(reinterpret_cast<char*>(dtensor) + offset);
-    if (*slot != nullptr) return *slot;
+    if (*slot == nullptr) throw NotFused("a DTensor lacks its local tensor or its spec");
+    return *slot;
   }
   return borrow(dtensor, name);
 }
@@ -161,7 +172,9 @@ PyObject* Sharded::local_of(PyObject* dtensor) const {
 }
 
 PyObject* Sharded::spec_of(PyObject* dtensor) const {
-  return attribute_of(dtensor, spec_offset_, g_spec_key);
+  PyObject* spec = attribute_of(dtensor, spec_offset_, g_spec_key);
+  if (Py_TYPE(spec) != spec_) throw NotFused("a DTensor's spec is no DTensorSpec");
+  return spec;
 }
 
 bool Sharded::is_shard(PyObject* placement) const {
@@ -202,12 +215,22 @@ bool Sharded::are_placed_alike(PyObject* spec, PyObject* other) {
   return true;
 }
 
-bool Sharded::is_first_replica(PyObject* spec, const std::vector<int64_t>& coordinate) {
+uint32_t Sharded::sharded_dims(PyObject* spec) {
+  if (last_dims_.first == spec) return last_dims_.second;
   PyObject* placements = placements_of(spec);
-  if (static_cast<size_t>(PyTuple_GET_SIZE(placements)) != coordinate.size()) return false;
-  for (size_t i = 0; i < coordinate.size(); ++i)
-    if (coordinate[i] != 0 && !is_shard(PyTuple_GET_ITEM(placements, i))) return false;
-  return true;
+  uint32_t dims = 0;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(placements); ++i) {
+    PyObject* placement = PyTuple_GET_ITEM(placements, i);
+    if (is_shard(placement))
+      dims |= 1u << i;
+    else if (Py_TYPE(placement) != replicate_)
+      throw std::runtime_error(
+          "fused_optim: a norm over several ranks needs parameters that are sharded or replicated, "
+          "and one is placed as " +
+          placement_text(spec) + ". Nothing was changed.");
+  }
+  last_dims_ = {spec, dims};
+  return dims;
 }
 
 PyObject* mesh_of(PyObject* spec) {
@@ -226,35 +249,29 @@ std::string placement_text(PyObject* spec) {
   return text;
 }
 
-THPObjectPtr meshes_of_params(PyObject* param_groups) {
-  const KnownMeshes known;
+THPObjectPtr placements_of_params(PyObject* params) {
+  KnownMeshes known;
   Sharded sharded(known);
-  THPObjectPtr meshes(PyList_New(0));
-  if (!meshes) throw PythonError();
-  PyObject* last = nullptr;
-  const auto add = [&](PyObject* mesh) {
-    if (mesh == last) return;
-    last = mesh;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(meshes.get()); ++i)
-      if (PyList_GET_ITEM(meshes.get(), i) == mesh) return;
-    if (PyList_Append(meshes, mesh) < 0) throw PythonError();
-  };
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(param_groups); ++i) {
-    PyObject* group = PyList_GET_ITEM(param_groups, i);
-    PyObject* params = is_plain_dict(group) ? get_item(group, params_key()) : nullptr;
-    if (params == nullptr || !PyList_CheckExact(params)) continue;
-    for (Py_ssize_t j = 0; j < PyList_GET_SIZE(params); ++j) {
-      PyObject* param = PyList_GET_ITEM(params, j);
-      if (!is_plain_type(param) && sharded.derives_from_dtensor(param))
-        add(mesh_of(sharded.spec_of(param)));
-    }
+  THPObjectPtr found(PyList_New(0));
+  if (!found) throw PythonError();
+  std::vector<std::pair<PyObject*, uint32_t>> seen;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
+    PyObject* param = PyList_GET_ITEM(params, i);
+    if (is_plain_type(param) || !sharded.derives_from_dtensor(param)) continue;
+    PyObject* spec = sharded.spec_of(param);
+    const std::pair place(mesh_of(spec), sharded.sharded_dims(spec));
+    if (std::find(seen.rbegin(), seen.rend(), place) != seen.rend()) continue;
+    seen.push_back(place);
+    THPObjectPtr item(Py_BuildValue("(OI)", place.first, place.second));
+    if (!item || PyList_Append(found, item) < 0) throw PythonError();
   }
-  return meshes;
+  return found;
 }
 
 void initialize_sharded() {
   g_module_name = intern("torch.distributed.tensor");
   g_placements_module_name = intern("torch.distributed.tensor.placement_types");
+  g_spec_module_name = intern("torch.distributed.tensor._dtensor_spec");
   g_local_tensor_key = intern("_local_tensor");
   g_spec_key = intern("_spec");
   g_mesh_key = intern("mesh");

@@ -5,6 +5,7 @@
 #include <Python.h>
 #include <torch/csrc/utils/object_ptr.h>
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,34 +14,30 @@
 
 namespace fused_optim {
 
-/// Two meshes are not the same object, and whether they are equal is Python's to say: nothing of
-/// it runs while tensors are borrowed.
-struct UnknownMeshes {
-  THPObjectPtr a, b;
-};
-
-/// What Python has said of pairs of meshes.
+/// Whether meshes that are not the same object are equal, which is Python's to say: nothing of it
+/// runs while tensors are borrowed. So a gather takes them for equal, and if it met with any that
+/// nobody has asked about, that is made good and the gather done again.
 class KnownMeshes {
  public:
-  /// Asks Python. Throws PythonError.
-  void compare(UnknownMeshes pair);
+  bool are_equal(PyObject* a, PyObject* b);
 
-  /// Throws UnknownMeshes where nobody has asked.
-  bool are_equal(PyObject* a, PyObject* b) const;
+  /// Asks Python about those that were met. Returns whether there were any. Throws PythonError.
+  bool ask();
 
  private:
   struct Answer {
     THPObjectPtr a, b;
     bool are_equal;
   };
-  std::vector<Answer> answers_;
+  std::map<std::pair<PyObject*, PyObject*>, Answer> answers_;
+  std::vector<std::pair<THPObjectPtr, THPObjectPtr>> unknown_;
 };
 
-/// Attributes of DTensors, read without running Python code. One for each step: the types are those
-/// that the process has now.
+/// Attributes of DTensors, read without running code of the user's: of others than torch's own
+/// types none is read. One for each step: the types are those that the process has now.
 class Sharded {
  public:
-  explicit Sharded(const KnownMeshes& known) : known_(known) {}
+  explicit Sharded(KnownMeshes& known) : known_(known) {}
 
   /// Whether it is exactly a DTensor. The first question looks in sys.modules: nothing is imported.
   bool is_dtensor(PyObject* object);
@@ -58,18 +55,18 @@ class Sharded {
   /// This rank's part, borrowed. Throws NotFused where that is no plain tensor.
   PyObject* local_of(PyObject* dtensor) const;
 
-  /// How it is placed, borrowed.
+  /// How it is placed, borrowed. Throws NotFused where that is no DTensorSpec.
   PyObject* spec_of(PyObject* dtensor) const;
 
   /// Throws NotFused unless each of its elements is on some rank as it is: sharded or replicated.
   void check_is_placed(PyObject* spec);
 
-  /// Whether both lie on equal meshes in the same way. Throws UnknownMeshes.
+  /// Whether both lie on equal meshes in the same way.
   bool are_placed_alike(PyObject* spec, PyObject* other);
 
-  /// Whether this rank's part counts in a sum over the mesh: replicas do once, where the rank's
-  /// coordinate is 0. `coordinate`: the rank's in the mesh.
-  bool is_first_replica(PyObject* spec, const std::vector<int64_t>& coordinate);
+  /// A bit for each dimension of the mesh along which the tensor is sharded. Throws
+  /// std::runtime_error where it is neither sharded nor replicated.
+  uint32_t sharded_dims(PyObject* spec);
 
  private:
   void find_types();
@@ -77,15 +74,17 @@ class Sharded {
   bool is_shard(PyObject* placement) const;
   PyObject* attribute_of(PyObject* dtensor, Py_ssize_t offset, PyObject* name) const;
 
-  const KnownMeshes& known_;
+  KnownMeshes& known_;
   bool has_looked_ = false;
   PyTypeObject* dtensor_ = nullptr;  // borrowed, as the others: their module owns them
+  PyTypeObject* spec_ = nullptr;
   PyTypeObject* shard_ = nullptr;
   PyTypeObject* strided_shard_ = nullptr;
   PyTypeObject* replicate_ = nullptr;
   Py_ssize_t local_tensor_offset_ = 0;  // in a DTensor, in bytes; 0 where it has no such slot
   Py_ssize_t spec_offset_ = 0;          // likewise
   PyObject* last_placed_ = nullptr;     // the last spec that was in order
+  std::pair<PyObject*, uint32_t> last_dims_;
   std::pair<PyObject*, PyObject*> last_alike_;
 };
 
@@ -95,9 +94,9 @@ PyObject* mesh_of(PyObject* spec);
 /// For errors: "(Shard(dim=0),) on a mesh of [2]". Runs Python code.
 std::string placement_text(PyObject* spec);
 
-/// The meshes of all DTensors among the parameters of groups, each object once, in the order of
-/// their first parameters: a new list.
-THPObjectPtr meshes_of_params(PyObject* param_groups);
+/// A pair of the mesh and sharded_dims() for each way in which DTensors among these are placed, in
+/// the order of the first of each: a new list. `params`: a list.
+THPObjectPtr placements_of_params(PyObject* params);
 
 /// Interns the names of attributes.
 void initialize_sharded();

@@ -160,8 +160,9 @@ const at::Tensor& StateGatherer::local_state(const FoundParam& found, int row) {
   const c10::TensorImpl& param = *unpack(found.object).unsafeGetTensorImpl();
   if (state->sizes() != param.sizes())
     where.fail(name, "has shape " + shape_of(*state) + ", the parameter " + shape_of(param));
-  gathered_.wrappers.push_back(state);
-  return unpack(sharded_.local_of(value));
+  const at::Tensor& local = unpack(sharded_.local_of(value));
+  gathered_.wrappers.push_back({value, local.unsafeGetTensorImpl()});
+  return local;
 }
 
 const at::Tensor& StateGatherer::existing_like_param(Device device, const FoundParam& found,

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "cpu/parallel.h"
+#include "gather/python_tensor.h"
 #include "tensors/layout.h"
 
 namespace fused_optim {
@@ -68,6 +69,8 @@ void after_kernels(const Gathered& gathered) {
 void after_skipping(const Gathered& gathered) {
   const at::NoGradGuard no_grad;
   if (!gathered.table.zero_grads) return;
+  for (const Wrapper& wrapper : gathered.wrappers)
+    if (wrapper.is_grad) unpack(wrapper.object).unsafeGetTensorImpl()->bump_version();
   for (c10::TensorImpl* grad : gathered.read)
     at::Tensor(c10::intrusive_ptr<c10::TensorImpl>::unsafe_reclaim_from_nonowning(grad)).zero_();
 }

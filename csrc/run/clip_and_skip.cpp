@@ -72,9 +72,10 @@ ClipAndSkip clip_and_skip_from(const StepOptions& options) {
   return rule;
 }
 
-at::Tensor sums_of_meshes(const Gathered& gathered, NormType type) {
+at::Tensor sums_of_placements(const Gathered& gathered, NormType type) {
   std::vector<const Gradients*> parts{&gathered.gradients};
-  for (const Gradients& of_mesh : gathered.gradients_of_meshes) parts.push_back(&of_mesh);
+  for (const Gradients& of_placement : gathered.gradients_of_placements)
+    parts.push_back(&of_placement);
   return sums_of_each(parts, type);
 }
 

@@ -8,8 +8,9 @@ namespace fused_optim {
 /// What the options say of it.
 ClipAndSkip clip_and_skip_from(const StepOptions& options);
 
-/// This rank's part of a norm over several: the sums for its plain tensors and for each mesh.
-at::Tensor sums_of_meshes(const Gathered& gathered, NormType type);
+/// This rank's part of a norm over several: the sums for its plain tensors and for each
+/// placement.
+at::Tensor sums_of_placements(const Gathered& gathered, NormType type);
 
 /// Takes the norm that the options ask for and notes it in `found`. The coefficient goes into the
 /// table, known to the host or as an address. Returns false where the host knows that the step is

@@ -1,5 +1,6 @@
 #include "run/commit.h"
 
+#include "gather/python_tensor.h"
 #include "rules/one_element_states.h"
 #include "rules/registry.h"
 #include "step/entry_values.h"
@@ -66,8 +67,9 @@ void advance(TensorTable& table) {
 
 void commit(Gathered& gathered) {
   advance(gathered.table);
-  for (const auto* tensors : {&gathered.written, &gathered.wrappers})
-    for (c10::TensorImpl* tensor : *tensors) tensor->bump_version();
+  for (c10::TensorImpl* tensor : gathered.written) tensor->bump_version();
+  for (const Wrapper& wrapper : gathered.wrappers)
+    unpack(wrapper.object).unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace fused_optim

@@ -142,6 +142,7 @@ void swap_of_two_dtypes(ExchangePair& pair) {
 /// Operations on tensors of other kinds may run any code, and are undone where it fails.
 void swap_values(ExchangePair& pair) {
   const at::Tensor &param = pair.param, &average = pair.average;
+  for (const at::Tensor& wrapper : pair.wrappers) wrapper.unsafeGetTensorImpl()->bump_version();
   if (pair.own_param.defined()) return swap_of_two_dtypes(pair);
   if (are_plain(pair)) return swap_plain(pair);
   const at::Tensor param_before = param.clone(), average_before = average.clone();

@@ -14,7 +14,8 @@ namespace fused_optim {
 struct ExchangePair {
   int64_t group, index;
   at::Tensor param, average;
-  at::Tensor buffer = {};  // for the way back, which then takes no memory
+  std::vector<at::Tensor> wrappers = {};  // DTensors of which they are parts, for their versions
+  at::Tensor buffer = {};                 // for the way back, which then takes no memory
   // Where the dtypes differ, so that one of them can't hold the other: both as they were.
   at::Tensor own_param = {}, own_average = {};
   bool is_exchanged = false;

@@ -2,6 +2,9 @@
 
 #include <stdexcept>
 
+#include "gather/python_tensor.h"
+#include "gather/sharded.h"
+
 namespace fused_optim {
 namespace {
 
@@ -19,7 +22,10 @@ Hold::Hold(const Gathered& gathered) {
       c10::StorageImpl* storage = tensor->unsafe_storage().unsafeGetStorageImpl();
       held_.push_back({owned(tensor), owned(storage), storage->data(), storage->nbytes()});
     }
-  for (c10::TensorImpl* tensor : gathered.wrappers) wrappers_.push_back(owned(tensor));
+  for (const Wrapper& wrapper : gathered.wrappers) {
+    Py_INCREF(wrapper.object);
+    wrappers_.push_back({THPObjectPtr(wrapper.object), wrapper.local});
+  }
 }
 
 void Hold::check_unmoved() const {
@@ -29,6 +35,16 @@ void Hold::check_unmoved() const {
       throw std::runtime_error(
           "fused_optim: a tensor of this step got other memory while the step was prepared, by "
           "another thread or a finalizer. Nothing was changed.");
+  if (wrappers_.empty()) return;
+  KnownMeshes known;
+  const Sharded sharded(known);
+  for (const auto& [object, local] : wrappers_)
+    if (unpack(sharded.local_of(const_cast<PyObject*>(object.get()))).unsafeGetTensorImpl() !=
+        local)
+      throw std::runtime_error(
+          "fused_optim: a DTensor of this step got another local tensor while the step was "
+          "prepared, "
+          "by another thread or a finalizer. Nothing was changed.");
 }
 
 }  // namespace fused_optim

@@ -28,7 +28,7 @@ class Hold {
   };
 
   std::vector<Held> held_;
-  std::vector<c10::intrusive_ptr<c10::TensorImpl>> wrappers_;
+  std::vector<std::pair<THPObjectPtr, const c10::TensorImpl*>> wrappers_;
 };
 
 }  // namespace fused_optim

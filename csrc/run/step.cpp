@@ -59,7 +59,7 @@ void step_gathered(Gathered& gathered, const Amp& amp, const StepOptions& option
   std::optional<Contributions> of_all_ranks;
   if (across_ranks != nullptr)
     of_all_ranks = across_ranks->exchange_sums(
-        maybe_without_gil([&] { return sums_of_meshes(gathered, options.norm_type()); }));
+        maybe_without_gil([&] { return sums_of_placements(gathered, options.norm_type()); }));
   const bool is_done = maybe_without_gil([&] {
     return clip_and_skip(gathered, amp, options, of_all_ranks ? &*of_all_ranks : nullptr, found);
   });
