@@ -9,6 +9,7 @@ import pytest
 
 import fused_optim
 
+WITHOUT_TEARDOWN = pathlib.Path(__file__).parents[1] / "without_teardown.py"
 SNIPPETS = pathlib.Path(__file__).parents[2] / "docs" / "snippets"
 #: DeepSpeed compiles an operator of its own first: by hand.
 SCRIPTS = sorted(path.name for path in SNIPPETS.glob("*.py") if path.stem != "deepspeed_zero")
@@ -21,7 +22,8 @@ def test_there_are_scripts():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_snippet(name, tmp_path):
     torchrun = [pathlib.Path(sys.executable).parent / "torchrun", "--standalone"]
-    run = [*torchrun, "--nproc-per-node=2"] if name.startswith("torchrun") else [sys.executable]
+    ranks = [*torchrun, "--nproc-per-node=2", WITHOUT_TEARDOWN]
+    run = ranks if name.startswith("torchrun") else [sys.executable]
     paths = [str(pathlib.Path(fused_optim.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
