@@ -2,9 +2,9 @@
 
 Under FSDP2, tensor or expert parallelism parameters are DTensors, and a rank has parts of their
 gradients. What is exchanged, and with whom, follows from the parameters alone, never from which of
-them have gradients: each rank takes part once in a step, with zeros where it has none, and also
-where it has met with an error, which it then tells. So no rank waits for another one that does not
-come, and all of them skip, fail, or take torch's step together.
+them have gradients: each rank takes part once in a step, and once more where it is torch's own,
+with zeros where it has none, and also where it has met with an error, which it then tells. So all
+ranks skip, fail, or take torch's step together, and none waits for one that has failed within it.
 """
 
 import contextlib
