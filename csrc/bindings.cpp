@@ -21,6 +21,7 @@
 #include "run/exchange.h"
 #include "run/step.h"
 #include "run/total_norm.h"
+#include "tensors/compact.h"
 
 namespace fused_optim {
 namespace {
@@ -141,12 +142,51 @@ py::list states(int rule) {
   const RuleSpec& spec = kRules[rule];
   py::list found;
   for (int i = 0; i < spec.num_states; ++i) {
-    const auto& [name, enabled_by, begins_as, begins_at, shape] = spec.states[i];
+    const StateSpec& state = spec.states[i];
     const py::object switch_name =
-        enabled_by == nullptr ? py::none() : py::object(py::str(enabled_by));
-    found.append(py::make_tuple(name, switch_name, shape == StateShape::OneElement));
+        state.enabled_by == nullptr ? py::none() : py::object(py::str(state.enabled_by));
+    found.append(py::make_tuple(state.name, switch_name, !state.is_like_param()));
   }
   return found;
+}
+
+/// The states that can be in 8 bits, and whether their codes have signs.
+std::vector<std::pair<std::string, bool>> moments(int rule) {
+  check_rule(rule);
+  std::vector<std::pair<std::string, bool>> found;
+  const RuleSpec& spec = kRules[rule];
+  for (int i = 0; i < spec.num_states; ++i)
+    if (spec.states[i].moment != Moment::None)
+      found.emplace_back(spec.states[i].name, spec.states[i].moment == Moment::First);
+  return found;
+}
+
+/// (codes, scales) of a moment's values, rounded to nearest.
+py::tuple encode(const py::object& values, bool is_signed) {
+  const Coded coded = encoded(tensor_in(values), is_signed ? Moment::First : Moment::Second);
+  return py::make_tuple(wrap(coded.codes), wrap(coded.scales));
+}
+
+/// The reverse, in float32.
+py::object decode(const py::object& codes, const py::object& scales) {
+  const at::Tensor read = tensor_in(codes), read_scales = tensor_in(scales);
+  const bool are_codes = read.scalar_type() == at::kChar || read.scalar_type() == at::kByte;
+  if (!are_codes || !read.is_non_overlapping_and_dense())
+    throw py::value_error("codes are int8 or uint8, and dense in memory");
+  if (read_scales.scalar_type() != at::kFloat || !read_scales.is_contiguous() ||
+      read_scales.numel() != num_scales(read.numel()))
+    throw py::value_error("scales are float32, one for each block of the codes");
+  return wrap(decoded(read, read_scales));
+}
+
+/// The float32 master of a bfloat16 parameter.
+py::object joined_of(const py::object& param, const py::object& remainder) {
+  const at::Tensor high = tensor_in(param), low = tensor_in(remainder);
+  const bool are_masters = high.scalar_type() == at::kBFloat16 &&
+                           (low.scalar_type() == at::kShort || low.scalar_type() == at::kChar);
+  if (!are_masters || high.sizes() != low.sizes())
+    throw py::value_error("a bfloat16 parameter, and a remainder of its shape in int16 or int8");
+  return wrap(joined(high, low));
 }
 
 std::vector<std::string> scalar_states(int rule) {
@@ -176,7 +216,15 @@ void set_ema_dtype(StepOptions& options, const py::object& value) {
   if (value.is_none())
     options.ema_dtype.reset();
   else
-    options.ema_dtype = read_dtype(value.ptr());
+    options.ema_dtype = read_dtype(value.ptr(), false);
+}
+
+std::optional<int> get_master_bits(const StepOptions& options) {
+  return options.master_bits == 0 ? std::nullopt : std::optional(options.master_bits);
+}
+
+void set_master_bits(StepOptions& options, std::optional<int> bits) {
+  options.master_bits = bits.value_or(0);
 }
 
 template <at::Tensor StepOptions::* tensor>
@@ -258,6 +306,10 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("ema_decay", &StepOptions::ema_decay)
       .def_property("ema_dtype", get_ema_dtype, set_ema_dtype)
       .def_property("state_dtype", get_state_dtype, set_state_dtype)
+      .def_property("master_bits", get_master_bits, set_master_bits)
+      .def_readwrite("stochastic_rounding", &StepOptions::stochastic_rounding)
+      .def_readwrite("rounding_seed", &StepOptions::rounding_seed)
+      .def_readwrite("has_compact", &StepOptions::has_compact)
       .def_property_readonly("any", &StepOptions::any)
       .def_property_readonly("needs_norm", &StepOptions::needs_norm)
       .def_property("grad_norm", get<&StepOptions::grad_norm>, set<&StepOptions::grad_norm>)
@@ -297,6 +349,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("rules", &rules);
   m.def("states", &states, py::arg("rule"));
   m.def("scalar_states", &scalar_states, py::arg("rule"));
+  m.def("moments", &moments, py::arg("rule"));
+  m.def("scales_name", &scales_name, py::arg("state"));
+  m.def("encode", &encode, py::arg("values"), py::arg("is_signed"));
+  m.def("joined", &joined_of, py::arg("param"), py::arg("remainder"));
+  m.def("decode", &decode, py::arg("codes"), py::arg("scales"));
   m.def("built_isas", &cpu::built_isas);
   m.def("isa", [] { return std::string(cpu::isa_name(cpu::current_isa())); });
   m.def("set_isa", &cpu::set_isa);

@@ -8,12 +8,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fused_optim import _C
+from fused_optim.compact import REMAINDER, encode_as_asked, is_coded, with_decoded_states
 from fused_optim.state_dtype import dtype_after_loading
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["keep_saved_dtypes", "last_load_hook"]
+__all__ = ["decoded_states", "keep_saved_dtypes", "last_load_hook"]
+
+
+@contextlib.contextmanager
+def decoded_states(optimizer: "FusedOptimizer") -> Iterator[None]:
+    """Inside, state dicts have floats in the place of 8-bit codes before any hook sees them."""
+
+    def decode(_: object, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return with_decoded_states(optimizer, state_dict)
+
+    hook = optimizer.register_state_dict_post_hook(decode, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager
@@ -49,11 +64,18 @@ def keep_saved_dtypes(
             before, now = saved[name], loaded[name]
             if not isinstance(before, torch.Tensor) or not isinstance(now, torch.Tensor):
                 continue
+            if name == REMAINDER or is_coded(before):
+                loaded[name] = before.to(now.device, copy=True)
+                optimizer._fused.options.has_compact = True
+                continue
             if not before.is_floating_point() or before.is_meta:
                 continue
             dtype: torch.dtype | None = before.dtype
             if name not in _C.scalar_states(optimizer._rule):
                 dtype = dtype_after_loading(optimizer, group, param, name, before, takes_kernels)
+            if dtype == torch.int8:
+                encode_as_asked(optimizer, param, name, before.to(now.device), loaded)
+                continue
             if dtype is not None and dtype != now.dtype:
                 loaded[name] = before.to(now.device, dtype, copy=True)
             if loaded[name].dtype != param.dtype and name not in _C.scalar_states(optimizer._rule):

@@ -5,7 +5,7 @@ The names of ``torch.optim.optimizer`` can be imported from here as well.
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,12 +15,20 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fused_optim._extension import RULES
 from fused_optim.averages import EmaParameters
-from fused_optim.checkpoints import keep_saved_dtypes, last_load_hook
+from fused_optim.checkpoints import decoded_states, keep_saved_dtypes, last_load_hook
+from fused_optim.compact import (
+    CompactOption,
+    a_seed,
+    check_compact_options,
+    master_parameters,
+    warn_of_stalling,
+)
 from fused_optim.fallback import COMPILED
 from fused_optim.own_state import OwnState, OwnStateOf
 from fused_optim.shards import constructed_by, refuse_for_a_shard
 from fused_optim.state_dtype import (
     StateDtypeOption,
+    asks_for_codes,
     check_group_dtypes,
     check_state_dtype,
     dtype_or_none,
@@ -122,6 +130,9 @@ class FusedOptimizer(_Base):
     ema_dtype = StepOption(dtype_or_none)
     norm_group = NormGroupOption()
     state_dtype = StateDtypeOption()
+    master_bits = CompactOption()
+    stochastic_rounding = CompactOption()
+    rounding_seed = StepOption(a_seed)
 
     def __init__(
         self,
@@ -133,6 +144,9 @@ class FusedOptimizer(_Base):
         ema_dtype: torch.dtype | None = None,
         norm_group: "torch.distributed.ProcessGroup | None" = None,
         state_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
+        master_bits: int | None = None,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
         **kwargs: Any,
     ) -> None:
         self.__dict__["_fused"] = OwnState()
@@ -152,7 +166,15 @@ class FusedOptimizer(_Base):
             self.ema_dtype = ema_dtype
         if state_dtype is not None:
             self.state_dtype = state_dtype
+        if master_bits is not None:
+            self.master_bits = master_bits
+        if stochastic_rounding is not False:
+            self.stochastic_rounding = stochastic_rounding
+        if rounding_seed != 0:
+            self.rounding_seed = rounding_seed
         super().__init__(*args, **kwargs)
+        if self._fused.has_dtypes:
+            warn_of_stalling(self)
 
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -234,7 +256,8 @@ class FusedOptimizer(_Base):
         if not torch.compiler.is_compiling():
             return step(self, closure)
         fused = self._fused
-        if not fused.has_options and not fused.has_averages and not fused.has_dtypes:
+        has_own = fused.has_averages or fused.has_dtypes or fused.options.has_compact
+        if not fused.has_options and not has_own:
             self._fused.fallback_reason = COMPILED.reason
             return self._torch_step(self, closure)
         return self._untraced_step(closure)
@@ -283,6 +306,8 @@ class FusedOptimizer(_Base):
                 dtypes = check_state_dtype(self._rule, param_group["state_dtype"])
                 param_group["state_dtype"] = dtypes
                 self._fused.has_dtypes = True
+                self._fused.options.has_compact |= asks_for_codes(dtypes)
+            check_compact_options(self, param_group)
         super().add_param_group(param_group)
 
     def __repr__(self) -> str:
@@ -307,6 +332,23 @@ class FusedOptimizer(_Base):
             keep_saved_dtypes(self, loading, takes_kernels=general_fallback(self) is None)
         if "_step_options" in state:
             self._fused.restore(state["_step_options"])
+
+    @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state as torch's, which torch.optim loads: states in 8 bits are float32
+        tensors, exactly, and what is loaded from them again are the same bits. Beside them stand
+        the ``remainder`` of a parameter with a master, and where random bits are used and the rule
+        counts no steps, the number of them under ``step``."""
+        if not self._fused.options.has_compact:
+            return super().state_dict()
+        with decoded_states(self):
+            return super().state_dict()
+
+    def master_parameters(self) -> "Iterator[Tensor]":
+        """Iterates over one float32 tensor for each parameter, in the order of the groups, at any
+        time: with ``master_bits`` the number that is trained, of which the parameter is the rounded
+        one; else the parameter's own value."""
+        return master_parameters(self)
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 __all__ = ["OwnState", "OwnStateOf"]
 
 #: Options, and what steps find.
-_SAVED = (*STEP_OPTIONS, "state_dtype", "grad_norm", "skipped_steps")
+_SAVED = (
+    *STEP_OPTIONS,
+    *("state_dtype", "master_bits", "stochastic_rounding", "has_compact"),
+    *("grad_norm", "skipped_steps"),
+)
 
 
 class _InThisProcess:
@@ -45,6 +49,7 @@ class OwnState:
         #: Why the last step was torch's own; None if it ran on the kernels.
         self.fallback_reason: str | None = None
         self.has_warned = False
+        self.has_warned_of_stalling = False
         #: Whether parameters have averages, or may have been exchanged with them.
         self.has_averages = False
         #: Whose rank's share of the parameters this is, None where it is all of them.

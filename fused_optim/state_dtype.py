@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from fused_optim import _C
+from fused_optim.compact import GROUP_OPTIONS
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
 __all__ = [
     "StateDtypeOption",
+    "asks_for_codes",
     "check_group_dtypes",
     "check_state_dtype",
     "dtype_after_loading",
@@ -23,6 +25,8 @@ __all__ = [
 ]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+#: States that move as averages do may be in 8-bit codes, too.
+_STATE_DTYPES = (*_DTYPES, torch.int8)
 #: Parameters of these dtypes may have states of each of them.
 _KEPT = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -34,6 +38,14 @@ def dtype_or_none(name: str, value: Any) -> torch.dtype | None:
     raise ValueError(f"Invalid {name} value: {value}, not torch.float32 or torch.bfloat16")
 
 
+def _state_dtype_or_none(name: str, value: Any) -> torch.dtype | None:
+    if value is None or (isinstance(value, torch.dtype) and value in _STATE_DTYPES):
+        return value
+    raise ValueError(
+        f"Invalid {name} value: {value}, not torch.float32, torch.bfloat16 or torch.int8"
+    )
+
+
 def names_like_param(rule: int) -> list[str]:
     """The states of the parameter's shape."""
     return [name for name, _, is_one_element in _C.states(rule) if not is_one_element]
@@ -43,11 +55,14 @@ def check_state_dtype(rule: int, value: Any) -> torch.dtype | dict[str, torch.dt
     """What a user gave for ``state_dtype``, a dict as a copy.
 
     Raises:
-        ValueError: unless it is None, torch.float32, torch.bfloat16, or a dict of these by names of
-            states of the parameter's shape.
+        ValueError: unless it is None, torch.float32, torch.bfloat16, torch.int8, or a dict of these
+            by names of states of the parameter's shape; and for torch.int8 where a state can't
+            have it.
     """
     if not isinstance(value, dict):
-        return dtype_or_none("state_dtype", value)
+        dtype = _state_dtype_or_none("state_dtype", value)
+        _check_has_codes(rule, [s for s in _always_on(rule) if dtype == torch.int8])
+        return dtype
     for name, dtype in value.items():
         known = names_like_param(rule)
         if name not in known:
@@ -56,8 +71,29 @@ def check_state_dtype(rule: int, value: Any) -> torch.dtype | dict[str, torch.dt
             )
         if dtype is None:
             raise ValueError(f"Invalid state_dtype value: {name!r} is None")
-        dtype_or_none(f"state_dtype[{name!r}]", dtype)
+        _state_dtype_or_none(f"state_dtype[{name!r}]", dtype)
+        _check_has_codes(rule, [name] if dtype == torch.int8 else [])
     return {str(name): dtype for name, dtype in value.items()}
+
+
+def _always_on(rule: int) -> list[str]:
+    return [name for name, enabled_by, is_one in _C.states(rule) if not is_one and not enabled_by]
+
+
+def _check_has_codes(rule: int, names: list[str]) -> None:
+    """Those that only an option of a group's switches on are checked by the step."""
+    known = [name for name, _ in _C.moments(rule)]
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"Invalid state_dtype value: torch.int8, which {name!r} can't have, as its "
+                f"dynamics in 8 bits are not known; these can: {known}"
+            )
+
+
+def asks_for_codes(value: Any) -> bool:
+    """Whether a state_dtype, checked, has torch.int8 in it."""
+    return torch.int8 in (value.values() if isinstance(value, dict) else (value,))
 
 
 class StateDtypeOption:
@@ -69,7 +105,9 @@ class StateDtypeOption:
         return optimizer._fused.options.state_dtype
 
     def __set__(self, optimizer: "FusedOptimizer", value: Any) -> None:
-        optimizer._fused.options.state_dtype = check_state_dtype(optimizer._rule, value)
+        value = check_state_dtype(optimizer._rule, value)
+        optimizer._fused.options.state_dtype = value
+        optimizer._fused.options.has_compact |= asks_for_codes(value)
         optimizer._fused.has_dtypes = optimizer._fused.has_dtypes or value is not None
 
 
@@ -135,8 +173,10 @@ def dtype_after_loading(
 
 
 def keep_own_state_dtypes(groups: list[dict[str, Any]], loaded: list[dict[str, Any]]) -> None:
-    """Gives groups that are loaded the ``state_dtype`` that this optimizer's own have."""
+    """Gives groups that are loaded what this optimizer's own have of ``state_dtype`` and of the
+    other options for how a group's tensors are kept."""
     for own, group in zip(groups, loaded, strict=False):
-        group.pop("state_dtype", None)
-        if "state_dtype" in own:
-            group["state_dtype"] = own["state_dtype"]
+        for name in ("state_dtype", *GROUP_OPTIONS):
+            group.pop(name, None)
+            if name in own:
+                group[name] = own[name]

@@ -30,6 +30,7 @@ STEP_OPTIONS: dict[str, Any] = {
     "zero_grads": False,
     "ema_decay": None,
     "ema_dtype": None,
+    "rounding_seed": 0,
 }
 
 #: Those that must see all gradients, not one rank's share of them.
@@ -81,7 +82,12 @@ class NormGroupOption:
 
 def set_options(options: _C.StepOptions) -> dict[str, Any]:
     """The options that ask for something, with their values."""
-    asked_for_nothing = {**STEP_OPTIONS, "state_dtype": None}
+    asked_for_nothing = {
+        **STEP_OPTIONS,
+        "state_dtype": None,
+        "master_bits": None,
+        "stochastic_rounding": False,
+    }
     values = {name: getattr(options, name) for name in asked_for_nothing}
     return {name: value for name, value in values.items() if value != asked_for_nothing[name]}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fused_optim import _C
+from fused_optim.compact import refuse_compact
 from fused_optim.norm_for_torch import norm_for_torch
 from fused_optim.sharding import flags_to_reset, is_dtensor
 from fused_optim.state_dtype import for_param
@@ -47,6 +48,7 @@ def torch_step(
     if optimizer.defaults.get("fused") and any(p.is_meta for p in params):
         default_implementation = False  # which is an error, in torch's words
     reset_flags = ("foreach", "fused") if default_implementation else ()
+    refuse_compact(optimizer)
     check_for_torch(optimizer)
     with StatesForTorch(optimizer) as states:
         rehearse_for_torch(optimizer, reset_flags)

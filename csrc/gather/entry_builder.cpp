@@ -36,6 +36,29 @@ void EntryBuilder::add_operand(TensorEntry& entry, const c10::TensorImpl& param,
   set_operand(entry, param, tensor, operand, name);
 }
 
+CompactEntry& EntryBuilder::compact_of(TensorEntry& entry) {
+  std::vector<CompactEntry>& all = gathered_.table.compact;
+  if (entry.compact < 0) {
+    entry.compact = static_cast<int32_t>(all.size());
+    all.emplace_back();
+  }
+  return all[entry.compact];
+}
+
+void EntryBuilder::add_compact(TensorEntry& entry, const c10::TensorImpl& tensor, int operand,
+                               Format format, const c10::TensorImpl& side, const char* name,
+                               const char* side_name) {
+  // The parameter is in the list already.
+  if (operand != kParam) {
+    gathered_.written.push_back(const_cast<c10::TensorImpl*>(&tensor));
+    entry.operands[operand] = locate(tensor, name);
+  }
+  entry.formats[operand] = format;
+  gathered_.written.push_back(const_cast<c10::TensorImpl*>(&side));
+  compact_of(entry).sides[operand] = locate(side, side_name);
+  add_beside_table(side, true);
+}
+
 NewState& EntryBuilder::new_state(Device device, const FoundParam& found, const char* name) {
   if (device.kind == DeviceKind::CUDA && cuda::is_capturing(device))
     where.fail(name,

@@ -34,6 +34,14 @@ class EntryBuilder {
   void add_operand(TensorEntry& entry, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
                    int operand, const char* name);
 
+  /// The entry's part in the table of compact ones, made where it has none yet.
+  CompactEntry& compact_of(TensorEntry& entry);
+
+  /// An operand in a compact format: a tensor that lies as the parameter does, and what lies beside
+  /// it. Noted as written.
+  void add_compact(TensorEntry& entry, const c10::TensorImpl& tensor, int operand, Format format,
+                   const c10::TensorImpl& side, const char* name, const char* side_name);
+
   /// The parameter's entry in the list of new states, made where it has none yet.
   NewState& new_state(Device device, const FoundParam& found, const char* name);
 

@@ -41,14 +41,15 @@ class Gatherer {
         gathered_(gathered),
         sharded_(known),
         builder_(gathered, arguments.name,
-                 count_params(gathered.groups) * (kFirstState + rows_.num_rows)),
-        states_(rule_, rows_, state_, options.ema_dtype, sharded_, builder_, gathered) {}
+                 count_params(gathered.groups) * (kFirstState + rows_.num_usual)),
+        states_(rule_, rows_, state_, options, sharded_, builder_, gathered) {}
 
   void run() {
     reserve();
     check_keys(state_, sharded_);
     for (ParamGroup& group : gathered_.groups) {
       add_group(group);
+      first_number_ += PyList_GET_SIZE(group.params.get());
       ++builder_.where.group;
     }
     if (builder_.has_overlap()) throw NotFused("tensors of this step overlap in memory");
@@ -60,7 +61,7 @@ class Gatherer {
     gathered_.table.entries.reserve(num_params);
     gathered_.table.num_one_element = rule_.num_one_element;
     gathered_.table.one_element_states.reserve(num_params * rule_.num_one_element);
-    gathered_.written.reserve(num_params * (2 + rows_.num_rows));
+    gathered_.written.reserve(num_params * (2 + rows_.num_usual));
     gathered_.read.reserve(num_params);
     if (across_ranks_ != nullptr)
       gathered_.gradients_of_placements.resize(across_ranks_->num_different);
@@ -70,7 +71,9 @@ class Gatherer {
     PyObject* params = group.params.get();
     rows_by_device_.clear();
     const RowMask average = options_.ema_decay ? RowMask{1} << rows_.average() : 0;
-    const Lookup lookup{rows_, group.rows | average, state_, sharded_};
+    const int num_rows = options_.has_compact ? rows_.num_rows : rows_.num_usual;
+    const RowMask beside = (RowMask{1} << num_rows) - (RowMask{1} << rows_.num_usual);
+    const Lookup lookup{rows_, group.rows | average | beside, state_, sharded_, num_rows};
     const Py_ssize_t size = PyList_GET_SIZE(params);
     for (Py_ssize_t first = 0; first < size; first += kBatch) {
       find_batch(lookup, PySequence_Fast_ITEMS(params) + first, first,
@@ -97,14 +100,14 @@ class Gatherer {
     if (entry.device.kind == DeviceKind::CPU) gathered_.let_host_decide(HostDecides::ForCpuParams);
     entry.mask = static_cast<uint8_t>(group.mask);
     entry.row = row_for(group, entry.device);
-    entry.strided = -1;
+    entry.strided = entry.compact = -1;
     entry.numel = real_numel(param);
     builder_.add_operand(entry, param, param, kParam, "param");
     if (grad.is_sparse()) throw NotFusedAsExpected("a gradient is sparse");
     check_operand(builder_.where, param, grad, kGradName);
     add_grad(builder_, gathered_, entry, found, options_, gradients_beside(found));
     table.one_element_states.resize((table.entries.size() + 1) * table.num_one_element);
-    states_.add(entry, found, group, are_on);
+    states_.add(entry, {found, group, first_number_ + found.index}, are_on);
     table.entries.push_back(entry);
   }
 
@@ -156,10 +159,11 @@ class Gatherer {
   EntryBuilder builder_;
   StateGatherer states_;
   std::vector<FoundParam> found_;
+  int64_t first_number_ = 0;  // among the optimizer's parameters, of the current group's first
   std::vector<std::pair<Device, int32_t>> rows_by_device_;  // of the current group
 };
 
-std::vector<ParamGroup> read_groups(const StepArguments& arguments, const StateDtypes& dtypes) {
+std::vector<ParamGroup> read_groups(const StepArguments& arguments, const StepOptions& options) {
   PyObject* groups = arguments.param_groups;
   if (!PyList_CheckExact(groups) || !is_plain_dict(arguments.state))
     throw NotFused("param_groups is no plain list, or state no plain dict");
@@ -168,7 +172,7 @@ std::vector<ParamGroup> read_groups(const StepArguments& arguments, const StateD
   // What a group's values run may change the list of groups.
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
     THPObjectPtr group = owned(PyList_GET_ITEM(groups, i));
-    read.push_back(read_group(group, rows_of(arguments.rule), kRules[arguments.rule], dtypes,
+    read.push_back(read_group(group, rows_of(arguments.rule), kRules[arguments.rule], options,
                               arguments.name, i));
   }
   return read;
@@ -191,7 +195,7 @@ Gathered gather_once(const StepArguments& arguments, Amp& amp, const StepOptions
   if (c10::impl::TorchDispatchModeTLS::any_modes_set())
     throw NotFusedAsExpected("a TorchDispatchMode is active");
   Gathered gathered;
-  gathered.groups = read_groups(arguments, *options.state_dtypes);
+  gathered.groups = read_groups(arguments, options);
   gathered.table.rule = arguments.rule;
   gathered.table.zero_grads = options.zero_grads;
   if (options.ema_decay) gathered.table.ema_weight = 1.0 - *options.ema_decay;

@@ -54,36 +54,78 @@ const at::Tensor* tensor_of(const ParamGroup& group, int index) {
   return nullptr;
 }
 
-}  // namespace
-
-namespace {
-
 void check_is_state(const RuleSpec& rule, const std::string& name) {
   for (int i = 0; i < rule.num_states; ++i)
     if (rule.states[i].is_like_param() && name == rule.states[i].name) return;
   throw std::invalid_argument("a dict with " + name + ", no state of its parameter's shape");
 }
 
+bool is_switched_on(const ParamGroup& group, const RuleSpec& rule, const char* hyperparameter) {
+  return value_of(group, hyperparameter_index(rule, hyperparameter)) != 0;
+}
+
+/// Throws std::invalid_argument where a state is to be in codes and can't be.
+void check_codes(const ParamGroup& group, const RuleSpec& rule, const StateSpec& state) {
+  if (state.moment == Moment::None)
+    throw std::invalid_argument(std::string("torch.int8, which ") + state.name + " can't have");
+  if (state.exact_with != nullptr && is_switched_on(group, rule, state.exact_with))
+    throw std::invalid_argument(std::string("torch.int8, which ") + state.name +
+                                " can't have with " + state.exact_with);
+}
+
 /// What the group says of its states' dtypes, else what the optimizer does.
-StateDtypes state_dtypes_of(PyObject* group, const StateDtypes& of_optimizer, const char* optimizer,
-                            Py_ssize_t number, const RuleSpec& rule) {
-  PyObject* value = get_item(group, state_dtype_key());
+StateDtypes state_dtypes_of(PyObject* dict, const StateDtypes& of_optimizer, const RuleSpec& rule) {
+  PyObject* value = get_item(dict, state_dtype_key());
   if (value == nullptr) return of_optimizer;
-  try {
-    StateDtypes read = read_state_dtypes(value);
-    for (const auto& [name, dtype] : read.by_name) check_is_state(rule, name);
-    return read;
-  } catch (const std::invalid_argument& error) {
-    throw std::runtime_error(std::string("fused_optim.") + optimizer + ": group " +
-                             std::to_string(number) + ": state_dtype is " + error.what() +
-                             ". Nothing was changed.");
+  StateDtypes read = read_state_dtypes(value);
+  for (const auto& [name, dtype] : read.by_name) check_is_state(rule, name);
+  return read;
+}
+
+int master_bits_of(PyObject* dict, int of_optimizer) {
+  PyObject* value = get_item(dict, master_bits_key());
+  if (value == nullptr) return of_optimizer;
+  if (value == Py_None) return 0;
+  const long bits = PyLong_CheckExact(value) ? PyLong_AsLong(value) : 0;
+  if (bits == 32 || bits == 24) return static_cast<int>(bits);
+  PyErr_Clear();
+  throw std::invalid_argument("not None, 32 or 24");
+}
+
+bool stochastic_rounding_of(PyObject* dict, bool of_optimizer) {
+  PyObject* value = get_item(dict, stochastic_rounding_key());
+  if (value == nullptr) return of_optimizer;
+  if (!PyBool_Check(value)) throw std::invalid_argument("not True or False");
+  return value == Py_True;
+}
+
+/// Reads the states that are on, and how they and the parameters are kept. `option`: what is being
+/// read, for errors.
+void read_states(ParamGroup& group, PyObject* dict, const RuleSpec& rule,
+                 const StepOptions& of_optimizer, const char*& option) {
+  if (of_optimizer.has_compact) {
+    option = "stochastic_rounding";
+    group.stochastic_rounding = stochastic_rounding_of(dict, of_optimizer.stochastic_rounding);
+    option = "master_bits";
+    group.master_bits = master_bits_of(dict, of_optimizer.master_bits);
+  }
+  option = "state_dtype";
+  const StateDtypes dtypes = state_dtypes_of(dict, *of_optimizer.state_dtypes, rule);
+  for (int i = 0; i < rule.num_states; ++i) {
+    const StateSpec& state = rule.states[i];
+    if (state.enabled_by != nullptr && !is_switched_on(group, rule, state.enabled_by)) continue;
+    group.rows |= RowMask{1} << i;
+    if (!state.is_like_param()) continue;
+    group.mask |= StateMask{1} << rule.places[i];
+    group.dtypes[i] = dtypes.of(state.name);
+    if (group.dtypes[i] == kCodes) check_codes(group, rule, state);
   }
 }
 
 }  // namespace
 
 ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rule,
-                      const StateDtypes& of_optimizer, const char* optimizer, Py_ssize_t number) {
+                      const StepOptions& of_optimizer, const char* optimizer, Py_ssize_t number) {
   ParamGroup read;
   read.params = read_params(group);
   if (PyList_GET_SIZE(read.params.get()) == 0) return read;
@@ -96,16 +138,13 @@ ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rul
       read.values[i] = read_usual_number(value, rows.hyperparameters[i], name);
   }
   read.maximize = read_number(find(group, maximize_key(), "maximize"), "maximize") != 0;
-  const StateDtypes dtypes = state_dtypes_of(group, of_optimizer, optimizer, number, rule);
-  for (int i = 0; i < rule.num_states; ++i) {
-    const StateSpec& state = rule.states[i];
-    if (state.enabled_by != nullptr &&
-        value_of(read, hyperparameter_index(rule, state.enabled_by)) == 0)
-      continue;
-    read.rows |= RowMask{1} << i;
-    if (!state.is_like_param()) continue;
-    read.mask |= StateMask{1} << rule.places[i];
-    read.dtypes[i] = dtypes.of(state.name);
+  const char* option = nullptr;
+  try {
+    read_states(read, group, rule, of_optimizer, option);
+  } catch (const std::invalid_argument& error) {
+    throw std::runtime_error(std::string("fused_optim.") + optimizer + ": group " +
+                             std::to_string(number) + ": " + option + " is " + error.what() +
+                             ". Nothing was changed.");
   }
   return read;
 }

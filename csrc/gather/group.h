@@ -12,6 +12,7 @@
 
 #include "gather/state_dtypes.h"
 #include "gather/state_rows.h"
+#include "gather/step_options.h"
 #include "step/table.h"
 
 namespace fused_optim {
@@ -25,14 +26,16 @@ struct ParamGroup {
   StateMask mask = 0;                               // those of the parameter's shape among them
   std::optional<at::ScalarType> dtypes[kMaxRows];   // that are asked for, by row
   bool maximize = false;
+  int master_bits = 0;  // of its bfloat16 parameters
+  bool stochastic_rounding = false;
 };
 
 /// Reads a group. Throws NotFused where the group is mangled, or where a value is one that torch's
 /// own step treats in a way of its own: where torch raises, or tests for more than zero.
-/// `of_optimizer`: the dtypes of states where the group names none. `optimizer`, `number`: for
+/// `of_optimizer`: how tensors are kept where the group doesn't say. `optimizer`, `number`: for
 /// errors.
 ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rule,
-                      const StateDtypes& of_optimizer, const char* optimizer, Py_ssize_t number);
+                      const StepOptions& of_optimizer, const char* optimizer, Py_ssize_t number);
 
 /// The value of the rule's hyperparameter of this number, on the host wherever it is.
 double value_of(const ParamGroup& group, int index);

@@ -12,6 +12,8 @@ RuleRows g_rows[kNumRules];
 PyObject* g_params_key;
 PyObject* g_maximize_key;
 PyObject* g_state_dtype_key;
+PyObject* g_master_bits_key;
+PyObject* g_stochastic_rounding_key;
 PyTypeObject* g_defaultdict_type;
 
 template <class T>
@@ -32,14 +34,14 @@ PyObject* find_state(PyObject* states, PyObject* param) {
 
 /// Where the value of this interned key belongs; nullptr where there is no use for it.
 PyObject** place_of(PyObject* key, const Lookup& lookup, FoundParam& param) {
-  for (int i = 0; i < lookup.rows.num_rows; ++i)
+  for (int i = 0; i < lookup.num_rows; ++i)
     if (key == lookup.rows.keys[i]) return lookup.is_on(i) ? &param.values[i] : nullptr;
   return nullptr;
 }
 
 /// Looks up by value what was not found by identity: keys that were unpickled are not interned.
 void find_by_value(const Lookup& lookup, FoundParam& param) {
-  for (int i = 0; i < lookup.rows.num_rows; ++i)
+  for (int i = 0; i < lookup.num_rows; ++i)
     if (lookup.is_on(i) && param.values[i] == nullptr)
       param.values[i] = get_item(param.state, lookup.rows.keys[i]);
 }
@@ -65,7 +67,7 @@ void find_values(const Lookup& lookup, FoundParam& param) {
 /// Calls visit(TensorImpl) for each state that is a plain tensor, or a DTensor's part.
 template <class Visit>
 inline void for_each_state(const FoundParam& param, const Lookup& lookup, Visit visit) {
-  for (int row = 0; row < lookup.rows.num_rows; ++row) {
+  for (int row = 0; row < lookup.num_rows; ++row) {
     PyObject* value = param.values[row];
     if (value == nullptr) continue;
     if (is_plain_type(value))
@@ -127,6 +129,12 @@ PyObject* maximize_key() {
 PyObject* state_dtype_key() {
   return g_state_dtype_key;
 }
+PyObject* master_bits_key() {
+  return g_master_bits_key;
+}
+PyObject* stochastic_rounding_key() {
+  return g_stochastic_rounding_key;
+}
 
 bool is_plain_dict(PyObject* object) {
   return PyDict_CheckExact(object) || Py_TYPE(object) == g_defaultdict_type;
@@ -164,7 +172,7 @@ void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first,
   for (Py_ssize_t i = 0; i < count; ++i) {
     const at::Tensor& grad = owners[i]->grad();
     if (!grad.defined() && !lookup.with_averages()) continue;
-    FoundParam& param = found.emplace_back();
+    FoundParam& param = found.emplace_back(lookup.num_rows);
     param.object = params[i];
     param.index = first + i;
     param.tensor = tensors[i];
@@ -199,6 +207,8 @@ void initialize_lookup(PyObject* parameter, PyObject* defaultdict_type) {
   g_params_key = intern("params");
   g_maximize_key = intern("maximize");
   g_state_dtype_key = intern("state_dtype");
+  g_master_bits_key = intern("master_bits");
+  g_stochastic_rounding_key = intern("stochastic_rounding");
   initialize_sharded();
   for (int rule = 0; rule < kNumRules; ++rule) g_rows[rule] = intern_rows(kRules[rule]);
 }

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <Python.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "gather/python_tensor.h"
@@ -17,6 +18,8 @@ const RuleRows& rows_of(int rule);
 PyObject* params_key();
 PyObject* maximize_key();
 PyObject* state_dtype_key();
+PyObject* master_bits_key();
+PyObject* stochastic_rounding_key();
 
 /// torch.nn.Parameter as Python has it.
 extern PyTypeObject* parameter_type;
@@ -39,14 +42,17 @@ void check_keys(PyObject* states, Sharded& sharded);
 
 /// A parameter of a step with what belongs to it. All pointers are borrowed.
 struct FoundParam {
-  PyObject* object;            // which the state belongs to
-  PyObject* spec;              // of a DTensor, else nullptr
-  Py_ssize_t index;            // in its group
-  const at::Tensor* tensor;    // of a DTensor this rank's part
-  const at::Tensor* grad;      // likewise; nullptr where there is none
-  PyObject* grad_object;       // of a DTensor's gradient, else nullptr
-  PyObject* state;             // the parameter's dict, nullptr where there is none
-  PyObject* values[kMaxRows];  // by row; nullptr where missing, and of rows that are off
+  PyObject* object = nullptr;          // which the state belongs to
+  PyObject* spec = nullptr;            // of a DTensor, else nullptr
+  Py_ssize_t index = 0;                // in its group
+  const at::Tensor* tensor = nullptr;  // of a DTensor this rank's part
+  const at::Tensor* grad = nullptr;    // likewise; nullptr where there is none
+  PyObject* grad_object = nullptr;     // of a DTensor's gradient, else nullptr
+  PyObject* state = nullptr;           // the parameter's dict, nullptr where there is none
+  PyObject* values[kMaxRows];          // by row; nullptr where missing, and of rows that are off
+
+  /// With room for so many rows: the others are not for reading.
+  explicit FoundParam(int num_rows) { std::fill_n(values, num_rows, nullptr); }
 };
 
 /// What is looked up for each parameter, and where.
@@ -55,6 +61,7 @@ struct Lookup {
   RowMask are_on;
   PyObject* states;
   Sharded& sharded;
+  int num_rows;  // that may be on
 
   bool is_on(int row) const { return (are_on >> row) & 1u; }
   bool with_averages() const { return is_on(rows.average()); }

@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "rules/rule.h"
+#include "gather/state_rows.h"
 
 namespace fused_optim {
 
@@ -32,7 +32,7 @@ class NewState {
   THPObjectPtr make_dict() const;
 
  private:
-  static constexpr int kCapacity = kMaxRuleStates + 1;  // and the average
+  static constexpr int kCapacity = kMaxRows;
   THPObjectPtr make_object(int i) const;
 
   bool is_sharded_;

@@ -16,22 +16,23 @@ std::optional<c10::ScalarType> StateDtypes::of(std::string_view state) const {
   return of_all;
 }
 
-c10::ScalarType read_dtype(PyObject* value) {
-  if (THPDtype_Check(value)) {
-    const c10::ScalarType dtype = reinterpret_cast<THPDtype*>(value)->scalar_type;
-    if (dtype == c10::ScalarType::Float || dtype == c10::ScalarType::BFloat16) return dtype;
-    throw std::invalid_argument(std::string(c10::toString(dtype)) +
-                                ", not torch.float32 or torch.bfloat16");
-  }
-  throw std::invalid_argument(std::string(Py_TYPE(value)->tp_name) +
-                              ", not torch.float32 or torch.bfloat16");
+c10::ScalarType read_dtype(PyObject* value, bool may_be_codes) {
+  const char* known = may_be_codes ? ", not torch.float32, torch.bfloat16 or torch.int8"
+                                   : ", not torch.float32 or torch.bfloat16";
+  if (!THPDtype_Check(value))
+    throw std::invalid_argument(std::string(Py_TYPE(value)->tp_name) + known);
+  const c10::ScalarType dtype = reinterpret_cast<THPDtype*>(value)->scalar_type;
+  if (dtype == c10::ScalarType::Float || dtype == c10::ScalarType::BFloat16 ||
+      (may_be_codes && dtype == kCodes))
+    return dtype;
+  throw std::invalid_argument(std::string(c10::toString(dtype)) + known);
 }
 
 StateDtypes read_state_dtypes(PyObject* value) {
   StateDtypes read;
   if (value == Py_None) return read;
   if (!PyDict_CheckExact(value)) {
-    read.of_all = read_dtype(value);
+    read.of_all = read_dtype(value, true);
     return read;
   }
   PyObject *key, *dtype;
@@ -40,7 +41,7 @@ StateDtypes read_state_dtypes(PyObject* value) {
       throw std::invalid_argument("a dict with a key that is no string");
     const char* name = PyUnicode_AsUTF8(key);
     if (name == nullptr) throw PythonError();
-    read.by_name.emplace_back(name, read_dtype(dtype));
+    read.by_name.emplace_back(name, read_dtype(dtype, true));
   }
   return read;
 }

@@ -1,6 +1,7 @@
 #include "gather/states.h"
 
 #include "base/errors.h"
+#include "gather/local_state.h"
 #include "gather/one_element_states.h"
 #include "gather/python_dict.h"
 #include "gather/python_tensor.h"
@@ -48,8 +49,8 @@ double first_value(const RuleSpec& rule, const ParamGroup& group, const StateSpe
 
 }  // namespace
 
-void StateGatherer::add(TensorEntry& entry, const FoundParam& found, const ParamGroup& group,
-                        RowMask are_on) {
+void StateGatherer::add(TensorEntry& entry, const AtHand& param, RowMask are_on) {
+  const FoundParam& found = param.found;
   // torch creates all state at once where it keeps a step, else each buffer when it's missing.
   const bool all_new = found.state == nullptr || PyDict_GET_SIZE(found.state) == 0;
   bool is_first = false;
@@ -60,17 +61,18 @@ void StateGatherer::add(TensorEntry& entry, const FoundParam& found, const Param
         add_step(entry, found, row, all_new);
         break;
       case RowKind::OneElement:
-        add_one_element(entry, found, group, row, all_new);
+        add_one_element(entry, found, param.group, row, all_new);
         break;
       case RowKind::LikeParam:
-        is_first |= add_like_param(entry, found, group, row, all_new);
+        is_first |= add_like_param(entry, param, row, all_new);
         break;
-      case RowKind::Average:
-        break;  // comes last
+      default:
+        break;  // come last
     }
   }
   if (!rule_.has_step) count_steps_by_state(entry, is_first);
-  if ((are_on >> rows_.average()) & 1u) add_average(entry, found, rows_.average());
+  if ((are_on >> rows_.average()) & 1u) add_average(entry, param);
+  if ((are_on >> rows_.remainder()) & 1u) compact_.finish(entry, param);
 }
 
 void StateGatherer::count_steps_by_state(TensorEntry& entry, bool is_first) {
@@ -142,86 +144,107 @@ void StateGatherer::check_one_format(const StateRow& row) const {
                    " is of another dtype than the state's other scalars");
 }
 
-const at::Tensor& StateGatherer::local_state(const FoundParam& found, int row) {
-  const Where& where = builder_.where;
+inline const at::Tensor& StateGatherer::existing(const FoundParam& found, int row) {
   PyObject* value = found.values[row];
-  const char* name = rows_.rows[row].spec.name;
-  if (value == nullptr || is_plain_type(value) || !sharded_.is_dtensor(value)) {
-    if (found.spec != nullptr && value != nullptr && is_plain_type(value))
-      where.fail(name, "is no DTensor, the parameter is placed as " + placement_text(found.spec));
-    return state_tensor(where, value, name);
-  }
-  if (found.spec == nullptr) where.fail(name, "is a DTensor, the parameter is none");
-  PyObject* spec = sharded_.spec_of(value);
-  if (!sharded_.are_placed_alike(found.spec, spec))
-    where.fail(name, "is placed as " + placement_text(spec) + ", the parameter as " +
-                         placement_text(found.spec));
-  c10::TensorImpl* state = unpack(value).unsafeGetTensorImpl();
-  const c10::TensorImpl& param = *unpack(found.object).unsafeGetTensorImpl();
-  if (state->sizes() != param.sizes())
-    where.fail(name, "has shape " + shape_of(*state) + ", the parameter " + shape_of(param));
-  const at::Tensor& local = unpack(sharded_.local_of(value));
-  gathered_.wrappers.push_back({value, local.unsafeGetTensorImpl()});
-  return local;
+  if (found.spec == nullptr && is_plain_type(value)) return unpack(value);
+  return local_state(builder_.where, sharded_, gathered_, found, value, rows_.rows[row].spec.name);
 }
 
-const at::Tensor& StateGatherer::existing_like_param(Device device, const FoundParam& found,
-                                                     int row, std::optional<at::ScalarType> dtype) {
+const at::Tensor& StateGatherer::replaced(Device device, const FoundParam& found, int row,
+                                          const at::Tensor& by) {
+  at::Tensor& created =
+      builder_.new_state(device, found, rows_.rows[row].spec.name).add_like_param(rows_.keys[row]);
+  created = by;
+  return created;
+}
+
+const at::Tensor& StateGatherer::in_dtype(Device device, const FoundParam& found, int row,
+                                          const at::Tensor& state,
+                                          std::optional<at::ScalarType> dtype) {
   const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
   const char* name = rows_.rows[row].spec.name;
-  const bool is_plain = found.spec == nullptr && is_plain_type(found.values[row]);
-  const at::Tensor& state = is_plain ? unpack(found.values[row]) : local_state(found, row);
   check_operand(builder_.where, param, *state.unsafeGetTensorImpl(), name);
   if (!dtype) return state;
   const at::ScalarType wanted = dtype_for(builder_.where, param, *dtype, name);
   if (state.scalar_type() == wanted) return state;
   builder_.locate(*state.unsafeGetTensorImpl(), name);
-  at::Tensor& converted = builder_.new_state(device, found, name).add_like_param(rows_.keys[row]);
-  converted = state.detach().to(wanted);
-  return converted;
+  return replaced(device, found, row, state.detach().to(wanted));
 }
 
-bool StateGatherer::add_like_param(TensorEntry& entry, const FoundParam& found,
-                                   const ParamGroup& group, int row, bool all_new) {
-  const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
-  const auto& [spec, kind, operand] = rows_.rows[row];
-  const std::optional<at::ScalarType>& dtype = group.dtypes[row];
-  if (found.values[row] != nullptr && found.values[row] != Py_None) {
-    const at::Tensor& state = existing_like_param(entry.device, found, row, dtype);
-    builder_.add_operand(entry, param, *state.unsafeGetTensorImpl(), operand, spec.name);
+void StateGatherer::add_existing(TensorEntry& entry, const AtHand& param, int row) {
+  const auto& [name, kind, operand] = rows_.rows[row];
+  const FoundParam& found = param.found;
+  const at::Tensor* state = &existing(found, row);
+  if (!compact_.may_change(param, row)) {
+    const c10::TensorImpl& as_it_is = *state->unsafeGetTensorImpl();
+    check_operand(builder_.where, param.impl(), as_it_is, name.name);
+    return builder_.add_operand(entry, param.impl(), as_it_is, operand, name.name);
+  }
+  const std::optional<at::ScalarType> dtype = compact_.dtype_of(param, row);
+  if (compact_.is_coded(*state)) {
+    check_place(builder_.where, param.impl(), *state->unsafeGetTensorImpl(), name.name);
+    if (!dtype || *dtype == kCodes) return compact_.add_coded(entry, param, *state, row);
+    const at::Tensor values = compact_.values_of(param, *state, row);
+    state = &replaced(entry.device, found, row, values.to(*dtype));
+  } else if (dtype == kCodes) {
+    check_operand(builder_.where, param.impl(), *state->unsafeGetTensorImpl(), name.name);
+    builder_.locate(*state->unsafeGetTensorImpl(), name.name);
+    return compact_.add_newly_coded(entry, param, state, row);
+  } else {
+    state = &in_dtype(entry.device, found, row, *state, dtype);
+  }
+  builder_.add_operand(entry, param.impl(), *state->unsafeGetTensorImpl(), operand, name.name);
+}
+
+bool StateGatherer::add_like_param(TensorEntry& entry, const AtHand& param, int row, bool all_new) {
+  const c10::TensorImpl& impl = param.impl();
+  const StateSpec& spec = rows_.rows[row].spec;
+  PyObject* value = param.found.values[row];
+  if (value != nullptr && value != Py_None) {
+    add_existing(entry, param, row);
     return false;
   }
   if (!all_new && rule_.has_step) builder_.where.fail(spec.name, "is missing from the state");
-  const double value = first_value(rule_, group, spec);
+  const double first = first_value(rule_, param.group, spec);
+  const std::optional<at::ScalarType> dtype = compact_.dtype_of(param, row);
+  const at::Tensor tensor = param.tensor().detach();
+  if (dtype == kCodes) {
+    const at::Tensor values = first == 0 ? at::Tensor() : full_like(tensor, first, at::kFloat);
+    compact_.add_newly_coded(entry, param, first == 0 ? nullptr : &values, row);
+    return true;
+  }
   // Of a complex one, both its parts.
   const at::Scalar scalar =
-      is_complex(param) ? at::Scalar(c10::complex<double>(value, value)) : at::Scalar(value);
-  at::Tensor& state =
-      builder_.new_state(entry.device, found, spec.name).add_like_param(rows_.keys[row]);
-  const at::ScalarType own = found.tensor->scalar_type();
-  state = full_like(found.tensor->detach(), scalar,
-                    dtype ? dtype_for(builder_.where, param, *dtype, spec.name) : own);
-  check_operand(builder_.where, param, *state.unsafeGetTensorImpl(), spec.name);
-  builder_.add_operand(entry, param, *state.unsafeGetTensorImpl(), operand, spec.name);
+      is_complex(impl) ? at::Scalar(c10::complex<double>(first, first)) : at::Scalar(first);
+  const at::Tensor& state = replaced(
+      entry.device, param.found, row,
+      full_like(tensor, scalar,
+                dtype ? dtype_for(builder_.where, impl, *dtype, spec.name) : tensor.scalar_type()));
+  check_operand(builder_.where, impl, *state.unsafeGetTensorImpl(), spec.name);
+  builder_.add_operand(entry, impl, *state.unsafeGetTensorImpl(), rows_.rows[row].place, spec.name);
   return true;
 }
 
 /// The optimizer's first averages become the parameters after this step; one that joins them begins
 /// as its parameter before it.
-void StateGatherer::add_average(TensorEntry& entry, const FoundParam& found, int row) {
-  const c10::TensorImpl& impl = *found.tensor->unsafeGetTensorImpl();
+void StateGatherer::add_average(TensorEntry& entry, const AtHand& at_hand) {
+  const c10::TensorImpl& impl = at_hand.impl();
+  const FoundParam& found = at_hand.found;
+  const int row = rows_.average();
   if (found.values[row] != nullptr) {
-    const at::Tensor& average = existing_like_param(entry.device, found, row, ema_dtype_);
+    const at::Tensor& average =
+        in_dtype(entry.device, found, row, existing(found, row), ema_dtype_);
     builder_.add_operand(entry, impl, *average.unsafeGetTensorImpl(), kAverage, kAverageName);
     return;
   }
   const at::Tensor param = found.tensor->detach();
-  at::Tensor& average =
-      builder_.new_state(entry.device, found, kAverageName).add_like_param(rows_.keys[row]);
+  // Beside a master an average is a float32 run's.
+  const auto dtype = compact_.has_master(at_hand) && !ema_dtype_ ? at::kFloat : ema_dtype_;
   // Whatever keeps the step from its end, it is the average of something.
-  average =
-      empty_like(param, ema_dtype_ ? dtype_for(builder_.where, impl, *ema_dtype_, kAverageName)
-                                   : param.scalar_type());
+  const at::Tensor& average =
+      replaced(entry.device, found, row,
+               empty_like(param, dtype ? dtype_for(builder_.where, impl, *dtype, kAverageName)
+                                       : param.scalar_type()));
   average.copy_(param);
   if (gathered_.first_averages.empty() && has_any(states_, rows_.keys[row])) {
     builder_.add_operand(entry, impl, *average.unsafeGetTensorImpl(), kAverage, kAverageName);
@@ -234,8 +257,8 @@ void StateGatherer::add_average(TensorEntry& entry, const FoundParam& found, int
 void StateGatherer::add_average_alone(const FoundParam& found) {
   const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
   check_param(param);
-  const at::Tensor& average =
-      existing_like_param(device_of(param), found, rows_.average(), ema_dtype_);
+  const at::Tensor& average = in_dtype(device_of(param), found, rows_.average(),
+                                       existing(found, rows_.average()), ema_dtype_);
   builder_.locate(param, "param");
   builder_.locate(*average.unsafeGetTensorImpl(), kAverageName);
   builder_.add_beside_table(param, false);

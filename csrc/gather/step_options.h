@@ -24,6 +24,10 @@ struct StepOptions {
   std::optional<double> ema_decay;      // of the parameters' averages, 0 to 1
   std::optional<at::ScalarType> ema_dtype;  // of the averages; none: as they are, or begin
   std::shared_ptr<const StateDtypes> state_dtypes = std::make_shared<StateDtypes>();
+  int master_bits = 0;  // of bfloat16 parameters: 32, 24, or 0 for none beyond their own
+  bool stochastic_rounding = false;
+  uint64_t rounding_seed = 0;
+  bool has_compact = false;  // whether states may be in compact formats
 
   at::Tensor grad_norm;      // before clipping: no dimensions, float64, on the first one's device
   at::Tensor skipped_steps;  // so far: likewise, int64

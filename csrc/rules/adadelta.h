@@ -12,7 +12,8 @@ struct Adadelta {
   struct Hyperparameters {
     double lr, rho, eps, weight_decay;
   };
-  static constexpr StateSpec states[] = {kStepState, {"square_avg"}, {"acc_delta"}};
+  static constexpr StateSpec states[] = {kStepState, second_moment("square_avg"),
+                                         second_moment("acc_delta")};
 
   template <class T>
   struct Scalars {

@@ -13,7 +13,8 @@ struct Adagrad {
   struct Hyperparameters {
     double lr, lr_decay, eps, weight_decay, initial_accumulator_value;
   };
-  static constexpr StateSpec states[] = {kStepState, {"sum", nullptr, "initial_accumulator_value"}};
+  static constexpr StateSpec states[] = {kStepState,
+                                         second_moment("sum", "initial_accumulator_value")};
 
   template <class T>
   struct Scalars {

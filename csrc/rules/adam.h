@@ -15,8 +15,10 @@ struct Adam {
   struct Hyperparameters {
     double lr, beta1, beta2, eps, weight_decay, amsgrad, decoupled_weight_decay;
   };
-  static constexpr StateSpec states[] = {
-      kStepState, {"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq", "amsgrad"}};
+  static constexpr StateSpec states[] = {kStepState,
+                                         first_moment("exp_avg"),
+                                         second_moment("exp_avg_sq"),
+                                         {"max_exp_avg_sq", "amsgrad"}};
 
   template <class T>
   struct Scalars {

@@ -14,7 +14,8 @@ struct Adamax {
   struct Hyperparameters {
     double lr, beta1, beta2, eps, weight_decay;
   };
-  static constexpr StateSpec states[] = {kStepState, {"exp_avg"}, {"exp_inf"}};
+  static constexpr StateSpec states[] = {kStepState, first_moment("exp_avg"),
+                                         second_moment("exp_inf")};
 
   template <class T>
   struct Scalars {

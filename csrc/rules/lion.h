@@ -12,7 +12,7 @@ struct Lion {
   struct Hyperparameters {
     double lr, beta1, beta2, weight_decay;
   };
-  static constexpr StateSpec states[] = {{"exp_avg"}};
+  static constexpr StateSpec states[] = {first_moment("exp_avg")};
 
   template <class T>
   struct Scalars {

@@ -20,8 +20,8 @@ struct NAdam {
   struct Hyperparameters {
     double lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay;
   };
-  static constexpr StateSpec states[] = {
-      kStepState, one_element_state("mu_product", 1.0), {"exp_avg"}, {"exp_avg_sq"}};
+  static constexpr StateSpec states[] = {kStepState, one_element_state("mu_product", 1.0),
+                                         first_moment("exp_avg"), second_moment("exp_avg_sq")};
 
   template <class T>
   struct Scalars {

@@ -14,7 +14,8 @@ struct RAdam {
   struct Hyperparameters {
     double lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay;
   };
-  static constexpr StateSpec states[] = {kStepState, {"exp_avg"}, {"exp_avg_sq"}};
+  static constexpr StateSpec states[] = {kStepState, first_moment("exp_avg"),
+                                         second_moment("exp_avg_sq")};
 
   template <class T>
   struct Scalars {

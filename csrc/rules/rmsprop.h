@@ -13,8 +13,10 @@ struct RMSprop {
   struct Hyperparameters {
     double lr, alpha, eps, weight_decay, momentum, centered;
   };
-  static constexpr StateSpec states[] = {
-      kStepState, {"square_avg"}, {"momentum_buffer", "momentum"}, {"grad_avg", "centered"}};
+  static constexpr StateSpec states[] = {kStepState,
+                                         second_moment("square_avg", nullptr, "centered"),
+                                         first_moment("momentum_buffer", "momentum"),
+                                         {"grad_avg", "centered"}};
 
   template <class T>
   struct Scalars {

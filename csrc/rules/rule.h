@@ -38,6 +38,10 @@ constexpr int kMaxHyperparameters = 12;
 
 enum class StateShape : uint8_t { LikeParam, OneElement };
 
+/// What a moving state of the parameter's shape holds, by which its 8-bit codes are chosen: numbers
+/// of both signs, or none below zero. `None`: its dynamics in 8 bits are not known, so it has none.
+enum class Moment : uint8_t { None, First, Second };
+
 /// A state of a rule: what the optimizer keeps under a name for each parameter.
 struct StateSpec {
   const char* name;
@@ -45,6 +49,8 @@ struct StateSpec {
   const char* begins_as = nullptr;   // the hyperparameter whose value it begins with
   double begins_at = 0.0;            // else the number
   StateShape shape = StateShape::LikeParam;
+  Moment moment = Moment::None;
+  const char* exact_with = nullptr;  // the hyperparameter that, switched on, rules 8 bits out
 
   constexpr bool is_like_param() const { return shape == StateShape::LikeParam; }
 };
@@ -59,6 +65,15 @@ constexpr bool is_step(const StateSpec& state) {
 constexpr StateSpec one_element_state(const char* name, double begins_at,
                                       const char* begins_as = nullptr) {
   return {name, nullptr, begins_as, begins_at, StateShape::OneElement};
+}
+
+constexpr StateSpec first_moment(const char* name, const char* enabled_by = nullptr) {
+  return {name, enabled_by, nullptr, 0.0, StateShape::LikeParam, Moment::First};
+}
+
+constexpr StateSpec second_moment(const char* name, const char* begins_as = nullptr,
+                                  const char* exact_with = nullptr) {
+  return {name, nullptr, begins_as, 0.0, StateShape::LikeParam, Moment::Second, exact_with};
 }
 
 /// A rule's states of one element but the step, as stored, at the beginning and at the end of one.

@@ -13,7 +13,7 @@ struct SGD {
   struct Hyperparameters {
     double lr, momentum, dampening, weight_decay, nesterov;
   };
-  static constexpr StateSpec states[] = {{"momentum_buffer", "momentum"}};
+  static constexpr StateSpec states[] = {first_moment("momentum_buffer", "momentum")};
   static constexpr const char* first_step_differs_with = "dampening";
 
   template <class T>

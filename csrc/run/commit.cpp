@@ -63,10 +63,22 @@ void advance(TensorTable& table) {
   }
 }
 
+/// The counters of steps that random bits are made of.
+void advance_counters(TensorTable& table) {
+  for (CompactEntry& compact : table.compact) {
+    OneElementState& counter = compact.counter;
+    if (counter.data == nullptr || counter.is_on_device) continue;
+    // Parameters that share a counter advance it once for each.
+    counter.after = load_scalar(counter.data, counter.format) + 1;
+    store_scalar(counter.data, counter.format, counter.after);
+  }
+}
+
 }  // namespace
 
 void commit(Gathered& gathered) {
   advance(gathered.table);
+  advance_counters(gathered.table);
   for (c10::TensorImpl* tensor : gathered.written) tensor->bump_version();
   for (const Wrapper& wrapper : gathered.wrappers)
     unpack(wrapper.object).unsafeGetTensorImpl()->bump_version();

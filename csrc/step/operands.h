@@ -24,7 +24,7 @@ constexpr int state_operand(int state) {
 
 /// Elements that lie together where a format needs them together, counted from a tensor's first. No
 /// block is worked on by two threads.
-constexpr int64_t kBlock = 128;
+constexpr int64_t kBlock = kCodesInBlock;
 
 struct ElementRange {
   int64_t first, past;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/device.h"
+#include "base/random.h"
 #include "reduce/clip_and_skip.h"
 #include "rules/rule.h"
 #include "step/operands.h"
@@ -36,6 +37,18 @@ struct OneElementState {
   double before, after;  // the step that is done
 };
 
+/// What an entry has beside the tensors of its operands. Sides are dense, in the parameter's memory
+/// order, and so are operands that have one.
+struct CompactEntry {
+  void* sides[kMaxOperands] = {};  // of operands in compact formats: remainders, scales of blocks
+  uint8_t stochastic = 0;          // a bit for each operand that is rounded so, where it may be
+  uint64_t key = 0;                // of its random bits, but for step and operand
+  int64_t first_index = 0;         // of its first element, in the tensor that it is a part of
+  OneElementState counter{};       // of steps where the rule has none; no data where it has
+
+  bool is_stochastic(int operand) const { return (stochastic >> operand) & 1u; }
+};
+
 /// A tensor with all that belongs to it. Complex tensors are counted as their real views.
 struct TensorEntry {
   void* operands[kMaxOperands];  // nullptr: there is none
@@ -45,6 +58,7 @@ struct TensorEntry {
   float* device_step;  // the counter where it lives on the device, else nullptr
   int32_t row;         // into TensorTable::rows
   int32_t strided;     // into TensorTable::strided, or -1
+  int32_t compact;     // into TensorTable::compact, or -1
   Device device;
   uint8_t mask;
 
@@ -52,6 +66,8 @@ struct TensorEntry {
 
   /// Whether it is computed in double, else in float.
   bool is_double() const { return formats[kParam] == Format::Float64; }
+
+  bool is_compact() const { return compact >= 0; }
 
   /// Whether all operands are of one format.
   bool is_uniform() const {
@@ -65,6 +81,7 @@ struct TensorTable {
   int rule = 0;
   std::vector<HyperparameterRow> rows;
   std::vector<StridedLayout> strided;
+  std::vector<CompactEntry> compact;
   std::vector<TensorEntry> entries;
   int num_one_element = 0;  // states of one element of each entry, the step among them
   std::vector<OneElementState> one_element_states;  // entry by entry, in the rule's order
@@ -93,6 +110,13 @@ struct TensorTable {
     return const_cast<TensorTable*>(this)->one_element_states_of(entry);
   }
 };
+
+/// The random bits of an operand in the step that is being done.
+inline RandomBits random_bits_of(const CompactEntry& compact, const TensorEntry& entry,
+                                 int operand) {
+  const double step = compact.counter.data != nullptr ? compact.counter.after : entry.step;
+  return RandomBits(random_key(compact.key, step, operand));
+}
 
 inline bool is_strided(const TensorTable& table, const TensorEntry& entry, int operand) {
   return entry.strided >= 0 && !table.strided[entry.strided].strides[operand].empty();

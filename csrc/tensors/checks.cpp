@@ -107,24 +107,53 @@ bool is_dtype_for(const c10::TensorImpl& param, const c10::TensorImpl& tensor, c
 
 }  // namespace
 
-void check_same_kind(const Where& where, const c10::TensorImpl& param,
-                     const c10::TensorImpl& tensor, const char* name) {
+namespace {
+
+inline void check_device(const Where& where, const c10::TensorImpl& param,
+                         const c10::TensorImpl& tensor, const char* name) {
   if (tensor.device() != param.device())
     where.fail(name,
                "is on " + tensor.device().str() + ", the parameter on " + param.device().str());
-  if (tensor.dtype() != param.dtype() && !is_dtype_for(param, tensor, name))
-    where.fail(name,
-               "has dtype " + name_of_dtype(tensor) + ", the parameter " + name_of_dtype(param));
+}
+
+inline void check_shape(const Where& where, const c10::TensorImpl& param,
+                        const c10::TensorImpl& tensor, const char* name) {
   if (tensor.sizes() != param.sizes())
     where.fail(name, "has shape " + shape_of(tensor) + ", the parameter " + shape_of(param));
 }
 
-void check_operand(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
-                   const char* name) {
-  check_same_kind(where, param, tensor, name);
+}  // namespace
+
+void check_same_kind(const Where& where, const c10::TensorImpl& param,
+                     const c10::TensorImpl& tensor, const char* name) {
+  check_device(where, param, tensor, name);
+  if (tensor.dtype() != param.dtype() && !is_dtype_for(param, tensor, name))
+    where.fail(name,
+               "has dtype " + name_of_dtype(tensor) + ", the parameter " + name_of_dtype(param));
+  check_shape(where, param, tensor, name);
+}
+
+namespace {
+
+inline void check_reachable(const c10::TensorImpl& tensor, const char* name) {
   if (!is_plain(tensor)) throw NotFused(std::string(name) + " is no plain strided tensor");
   if (name != kGradName && !tensor.is_non_overlapping_and_dense())
     throw NotFused(std::string(name) + " is not dense in memory");
+}
+
+}  // namespace
+
+void check_operand(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                   const char* name) {
+  check_same_kind(where, param, tensor, name);
+  check_reachable(tensor, name);
+}
+
+void check_place(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                 const char* name) {
+  check_device(where, param, tensor, name);
+  check_shape(where, param, tensor, name);
+  check_reachable(tensor, name);
 }
 
 void* first_element(const c10::TensorImpl& tensor) {

@@ -52,6 +52,10 @@ void check_same_kind(const Where& where, const c10::TensorImpl& param,
 void check_operand(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
                    const char* name);
 
+/// check_operand but for the dtype, which is another check's: of codes and remainders.
+void check_place(const Where& where, const c10::TensorImpl& param, const c10::TensorImpl& tensor,
+                 const char* name);
+
 /// Where a tensor with elements begins: read as constant, so that nothing is copied for it.
 void* first_element(const c10::TensorImpl& tensor);
 

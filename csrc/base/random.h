@@ -1,0 +1,40 @@
+// Random bits by counting: a hash of what they are for, so that they are the same wherever and in
+// whatever order they are asked for.
+#pragma once
+
+#include <cstdint>
+
+#include "base/platform.h"
+
+namespace fused_optim {
+
+/// Mixes a number into a key (the finalizer of SplitMix64; Steele, Lea & Flood 2014).
+FUSED_OPTIM_INLINE uint64_t mixed_key(uint64_t key, uint64_t number) {
+  uint64_t z = key ^ (number * 0x9e3779b97f4a7c15ull + 0xbf58476d1ce4e5b9ull);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+/// The key of one operand of a tensor in one step.
+FUSED_OPTIM_INLINE uint64_t random_key(uint64_t of_tensor, double step, int operand) {
+  return mixed_key(of_tensor, static_cast<uint64_t>(step) * 16u + static_cast<uint32_t>(operand));
+}
+
+/// 32 bits for each index, which repeat after 2^32 of them. In 32-bit arithmetic, which processors
+/// do for several elements at a time.
+struct RandomBits {
+  uint32_t first, second;  // halves of the key
+
+  FUSED_OPTIM_INLINE explicit RandomBits(uint64_t key)
+      : first(static_cast<uint32_t>(key)), second(static_cast<uint32_t>(key >> 32)) {}
+
+  FUSED_OPTIM_INLINE uint32_t at(uint32_t index) const {
+    uint32_t x = index + first;
+    x = (x ^ (x >> 16)) * 0x21f0aaadu;
+    x = ((x ^ second) ^ (x >> 15)) * 0x735a2d97u;
+    return x ^ (x >> 15);
+  }
+};
+
+}  // namespace fused_optim

@@ -1,0 +1,116 @@
+// Moments in 8 bits: codes, and a scale for each block of kCodesInBlock elements.
+//
+// Decoding is exact, and to encode what was decoded gives the same values again: scales are numbers
+// of few bits. Both kinds are rounded stochastically, since to nearest a moving average that moves
+// by less than half a code would stand still.
+#pragma once
+
+#include "storage/stochastic.h"
+
+namespace fused_optim {
+
+/// Elements of a block, counted in memory from a tensor's first.
+constexpr int64_t kCodesInBlock = 128;
+
+/// First moments: code c of -127 to 127 is c |c| scale, so that small values have small errors.
+struct SignedCodes {
+  using Code = int8_t;
+
+  /// Of a block whose largest magnitude has these bits. Rounded up to 10 bits, so that products
+  /// with the squares of codes are exact. NaN where a value of the block is no finite number.
+  FUSED_OPTIM_INLINE static float scale_of(uint32_t largest) {
+    constexpr float kSmallest = 0x1p-126f;
+    const float exact = bits_as<float>(largest) / (127.0f * 127.0f);
+    const uint32_t bits = bits_as<uint32_t>(exact < kSmallest ? kSmallest : exact);
+    const uint32_t rounded = (bits + 0x3fffu) & ~0x3fffu;
+    return largest >= 0x7f800000u ? bits_as<float>(0x7fc00000u) : bits_as<float>(rounded);
+  }
+
+  FUSED_OPTIM_INLINE static float decode(Code code, float scale) {
+    const auto root = static_cast<float>(code);
+    return root * absolute(root) * scale;
+  }
+
+  /// What values of the block are multiplied by before they are encoded.
+  FUSED_OPTIM_INLINE static float factor_of(float scale) { return 1.0f / scale; }
+
+  /// Up where the random number is below the share of the way from the code's square to the next
+  /// one's. The largest ones are rounded to nearest: the block's scale is theirs.
+  FUSED_OPTIM_INLINE static Code encode(float value, float factor, uint32_t random) {
+    const float square = absolute(value) * factor;
+    const float root = square_root(square);
+    const auto below = static_cast<float>(to_integer(root));
+    const float share = (square - below * below) * 0x1p24f;
+    const float threshold = (below + below + 1.0f) * static_cast<float>(to_signed(random >> 8));
+    const float up = root >= 126.5f || threshold < share ? below + 1.0f : below;
+    return with_sign(up, value);
+  }
+  FUSED_OPTIM_INLINE static Code encode_to_nearest(float value, float factor) {
+    const float root = square_root(absolute(value) * factor);
+    return with_sign(static_cast<float>(to_integer(root + 0.5f)), value);
+  }
+
+ private:
+  /// What is no code, a NaN's root, becomes zero: its block's scale is NaN.
+  FUSED_OPTIM_INLINE static int32_t to_integer(float root) {
+    return static_cast<int32_t>(root < 128.0f ? root : 0.0f);
+  }
+  FUSED_OPTIM_INLINE static int32_t to_signed(uint32_t number) {
+    return static_cast<int32_t>(number);  // which vectors convert in one instruction
+  }
+  FUSED_OPTIM_INLINE static Code with_sign(float magnitude, float value) {
+    const float code = magnitude > 127.0f ? 127.0f : magnitude;
+    return static_cast<Code>(static_cast<int32_t>(value < 0.0f ? -code : code));
+  }
+};
+
+/// Second moments, which are not negative: 4 bits of exponent and 4 of mantissa, 16 binades that
+/// end with the one of the block's largest value. Code 0 is zero and nothing else: a small value is
+/// never taken for zero, which would make its step a large one.
+struct UnsignedCodes {
+  using Code = uint8_t;
+  static constexpr int kMantissaShift = 19;  // from a float's 23 bits to 4
+  static constexpr int32_t kBinades = 16;
+
+  /// The power of two at which the last binade begins. A value between its largest code and its end
+  /// belongs to the next one, as it may be rounded up. NaN as above.
+  FUSED_OPTIM_INLINE static float scale_of(uint32_t largest) {
+    constexpr uint32_t kSmallest = static_cast<uint32_t>(kBinades) << 23, kLargest = 254u << 23;
+    const uint32_t rounded_up = (largest + ((1u << kMantissaShift) - 1u)) & 0x7f800000u;
+    const uint32_t at_least = rounded_up < kSmallest ? kSmallest : rounded_up;
+    const uint32_t bits = at_least > kLargest ? kLargest : at_least;
+    return bits_as<float>(largest >= 0x7f800000u ? 0x7fc00000u : bits);
+  }
+
+  FUSED_OPTIM_INLINE static float decode(Code code, float scale) {
+    const auto bits = static_cast<uint32_t>(code + first_code(scale)) << kMantissaShift;
+    const float value = code == 0 ? 0.0f : bits_as<float>(bits);
+    return scale != scale ? scale : value;
+  }
+
+  FUSED_OPTIM_INLINE static float factor_of(float scale) { return scale; }
+
+  FUSED_OPTIM_INLINE static Code encode(float value, float scale, uint32_t random) {
+    return encode_bits(value, scale, random >> (32 - kMantissaShift));
+  }
+  FUSED_OPTIM_INLINE static Code encode_to_nearest(float value, float scale) {
+    return encode_bits(value, scale, 1u << (kMantissaShift - 1));
+  }
+
+ private:
+  /// A float's sixteenths of a binade below the block's first code. Of scales that no block has the
+  /// nearest one that a block may have.
+  FUSED_OPTIM_INLINE static int32_t first_code(float scale) {
+    const auto exponent = static_cast<int32_t>(bits_as<uint32_t>(scale) >> 23 & 0xffu);
+    return (exponent < kBinades ? 1 : exponent - (kBinades - 1)) << 4;
+  }
+  FUSED_OPTIM_INLINE static Code encode_bits(float value, float scale, uint32_t added) {
+    const uint32_t bits = bits_as<uint32_t>(value) & 0x7fffffffu;
+    const int32_t code = static_cast<int32_t>((bits + added) >> kMantissaShift) - first_code(scale);
+    const int32_t at_least_one = code < 1 ? 1 : code;
+    const int32_t in_range = at_least_one > 255 ? 255 : at_least_one;
+    return static_cast<Code>(bits == 0u ? 0 : in_range);
+  }
+};
+
+}  // namespace fused_optim

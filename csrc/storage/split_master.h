@@ -1,0 +1,64 @@
+// Master weights in two parts: a bfloat16 parameter, and beside it the bits that it lacks.
+//
+// The parameter is the float32 master rounded to nearest, the remainder what its bits are off by,
+// so both together are the master's own bits (Transformer Engine keeps masters so).
+#pragma once
+
+#include "storage/stochastic.h"
+
+namespace fused_optim {
+
+/// 16 more bits: all of float32's.
+struct Master32 {
+  using Remainder = int16_t;
+  static constexpr int kShift = 0;  // of the remainder's bits
+};
+
+/// 8 more bits: the master is a float32 whose lowest 8 bits are zero.
+struct Master24 {
+  using Remainder = int8_t;
+  static constexpr int kShift = 8;
+};
+
+/// A remainder that no master has beside this parameter is of another number, which was there
+/// before somebody changed the parameter: zero is no negative number, an infinity no NaN.
+template <class Master>
+FUSED_OPTIM_INLINE float join(bfloat16 param, typename Master::Remainder remainder) {
+  const uint32_t magnitude = param.bits & 0x7fffu;
+  const int32_t rest = static_cast<int32_t>(remainder) * (1 << Master::kShift);
+  const bool is_anothers = (magnitude == 0u && rest < 0) || (magnitude >= 0x7f80u && rest > 0);
+  const uint32_t bits = static_cast<uint32_t>(param.bits) << 16;
+  return bits_as<float>(bits + static_cast<uint32_t>(is_anothers ? 0 : rest));
+}
+
+/// The master's bits as it is kept; NaNs become one.
+template <class Master>
+FUSED_OPTIM_INLINE uint32_t master_bits(float value) {
+  uint32_t bits = bits_as<uint32_t>(value);
+  if constexpr (Master::kShift > 0) {
+    constexpr uint32_t kHalf = 1u << (Master::kShift - 1);
+    const uint32_t last_kept = (bits >> Master::kShift) & 1u;
+    bits = (bits + kHalf - 1u + last_kept) >> Master::kShift << Master::kShift;
+  }
+  return value != value ? 0x7fc00000u : bits;
+}
+
+/// The same, rounded stochastically where it keeps less than float32 has.
+template <class Master>
+FUSED_OPTIM_INLINE uint32_t master_bits(float value, uint32_t random) {
+  if constexpr (Master::kShift > 0)
+    return rounded_bits<Master::kShift>(value, random);
+  else
+    return master_bits<Master>(value);
+}
+
+FUSED_OPTIM_INLINE bfloat16 param_of_master(uint32_t bits) {
+  return {static_cast<uint16_t>((bits + 0x8000u) >> 16)};
+}
+
+template <class Master>
+FUSED_OPTIM_INLINE typename Master::Remainder remainder_of_master(uint32_t bits) {
+  return static_cast<typename Master::Remainder>(static_cast<int16_t>(bits) >> Master::kShift);
+}
+
+}  // namespace fused_optim
