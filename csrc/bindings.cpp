@@ -156,7 +156,7 @@ std::vector<std::pair<std::string, bool>> moments(int rule) {
   std::vector<std::pair<std::string, bool>> found;
   const RuleSpec& spec = kRules[rule];
   for (int i = 0; i < spec.num_states; ++i)
-    if (spec.states[i].moment != Moment::None)
+    if (spec.states[i].has_codes())
       found.emplace_back(spec.states[i].name, spec.states[i].moment == Moment::First);
   return found;
 }

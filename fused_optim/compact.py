@@ -17,6 +17,7 @@ __all__ = [
     "GROUP_OPTIONS",
     "CompactOption",
     "a_seed",
+    "begin_in_float32",
     "check_compact_options",
     "encode_as_asked",
     "is_coded",
@@ -99,6 +100,19 @@ def is_coded(state: object) -> bool:
 def _moments(optimizer: "FusedOptimizer") -> dict[str, bool]:
     """The states that can be in codes, and whether those have signs."""
     return dict(_C.moments(optimizer._rule))
+
+
+def begin_in_float32(optimizer: "FusedOptimizer") -> None:
+    """Gives parameters with masters the states that torch's constructor has made for them, Adagrad's
+    sums, in float32: rounded to bfloat16, they would begin as another number."""
+    for group in optimizer.param_groups:
+        if not option_of(optimizer, group, "master_bits"):
+            continue
+        for param in group["params"]:
+            state = optimizer.state.get(param, {})
+            if param.dtype == torch.bfloat16 and "sum" in state:
+                first = group["initial_accumulator_value"]
+                state["sum"] = torch.full_like(param.detach(), first, dtype=torch.float32)
 
 
 def master_parameters(optimizer: "FusedOptimizer") -> Iterator[Tensor]:

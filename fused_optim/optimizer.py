@@ -19,6 +19,7 @@ from fused_optim.checkpoints import decoded_states, keep_saved_dtypes, last_load
 from fused_optim.compact import (
     CompactOption,
     a_seed,
+    begin_in_float32,
     check_compact_options,
     master_parameters,
     warn_of_stalling,
@@ -70,7 +71,7 @@ class FusedOptimizer(_Base):
     through the torch class's own step, as does all of an optimizer constructed with
     ``fused=False`` or ``foreach=True``.
 
-    Each fused optimizer takes seven keyword arguments beyond its torch class's. They combine with
+    Each fused optimizer takes ten keyword arguments beyond its torch class's. They combine with
     each other, with AMP and with CUDA graphs, hold for all groups and devices, and are attributes
     that may be changed between steps. They are not in ``defaults``: checkpoints stay torch's.
 
@@ -102,16 +103,44 @@ class FusedOptimizer(_Base):
             group, plain parameters are shards, of which each of its ranks has some (FSDP1,
             ZeroRedundancyOptimizer), and what disjoint meshes (pipeline stages) have is added up.
             All its ranks step together. Copies of the optimizer share it, a pickle has none.
-        state_dtype (torch.float32, torch.bfloat16, or a dict of these by name of a state): the
-            dtype of states of the parameter's shape, also a key of a group (default: None, the
-            parameter's for new states, and what exists or is loaded stays as it is). float32 for
-            bfloat16 or float16 parameters: moments keep 24 bits. bfloat16 for float32 parameters:
-            AdamW moves 20 bytes an element instead of 28. All is computed in float32 (float64 for
-            float64 parameters) and rounded to nearest once, when it is stored. Assigned later, the
-            next step converts what is there.
+        state_dtype (torch.float32, torch.bfloat16, torch.int8, or a dict of these by name of a
+            state): the dtype of states of the parameter's shape, also a key of a group (default:
+            None, the parameter's for new states, and what exists or is loaded stays as it is).
+            float32 for bfloat16 or float16 parameters: moments keep 24 bits. bfloat16 for float32
+            parameters: AdamW moves 20 bytes an element instead of 28. All is computed in float32
+            (float64 for float64 parameters) and rounded to nearest once, when it is stored.
+            Assigned later, the next step converts what is there.
+
+            int8: moments in 8-bit codes with a float32 scale, ``state[p][name + "_scales"]``, for
+            each block of 128 elements in memory order; AdamW moves 16.1 bytes an element. First
+            moments are :math:`c \lvert c \rvert s` of int8 :math:`c`, second ones have 4 bits of
+            exponent and 4 of mantissa in uint8. Both are rounded stochastically. Tensors of fewer
+            than 4,096 elements, of DTensors on all ranks together, keep float32. State dicts hold
+            float32 tensors. States whose dynamics in 8 bits are not those that they have are
+            refused: ``max_exp_avg_sq``, ``acc_delta``, ``grad_avg`` and ``square_avg`` with
+            ``centered``, and all of Rprop's and ASGD's.
+        master_bits (32 or 24): keeps that many bits of a float32 master of each bfloat16 parameter,
+            also a key of a group (default: None, the parameter's own 16). The parameter is its
+            master rounded to nearest, and ``state[p]["remainder"]`` (int16, or int8) holds the
+            rest. With 32 the masters are to the bit those of float32 training; with 24 they are
+            rounded to a multiple of 2\ :sup:`8` units in float32's last place. States and averages
+            are then float32 unless ``state_dtype`` or ``ema_dtype`` says otherwise. A parameter that
+            is changed from outside counts as it is, with less than one unit in its last place from
+            the remainder that was of another number. See :meth:`master_parameters`.
+        stochastic_rounding (bool): rounds up or down at random, so that the mean is exact, what
+            rounded to nearest can stand still: bfloat16 parameters without a master, masters of 24
+            bits, and second moments in bfloat16; also a key of a group (default: False).
+        rounding_seed (int, 0 to 2\ :sup:`64` - 1): of the random bits, which are a hash of it, the
+            number of the step, of the parameter in the optimizer and of the element in the
+            parameter: the same on every device, for any number of threads, and after a resume. Of
+            DTensors sharded in their first dimension also for any mesh (default: 0).
 
     Raises:
         ValueError: for arguments out of range or NaN.
+
+    Sources: Gupta, Agrawal, Gopalakrishnan and Narayanan, *Deep Learning with Limited Numerical
+    Precision*, arXiv:1502.02551 (stochastic rounding); Dettmers, Lewis, Shleifer and Zettlemoyer,
+    *8-bit Optimizers via Block-wise Quantization*, arXiv:2110.02861.
     """
 
     _rule: ClassVar[int]
@@ -175,6 +204,8 @@ class FusedOptimizer(_Base):
         super().__init__(*args, **kwargs)
         if self._fused.has_dtypes:
             warn_of_stalling(self)
+        if self._fused.options.has_compact:
+            begin_in_float32(self)
 
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -344,7 +375,7 @@ class FusedOptimizer(_Base):
         with decoded_states(self):
             return super().state_dict()
 
-    def master_parameters(self) -> "Iterator[Tensor]":
+    def master_parameters(self) -> Iterator[Tensor]:
         """Iterates over one float32 tensor for each parameter, in the order of the groups, at any
         time: with ``master_bits`` the number that is trained, of which the parameter is the rounded
         one; else the parameter's own value."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "are_placed_alike",
+    "first_index",
     "flags_to_reset",
     "is_dtensor",
     "local_of",
@@ -80,6 +81,23 @@ def _are_laid_out_alike(params: list[Tensor], states: Any) -> bool:
             if other.layout != torch.strided or other.stride() != local.stride():
                 return False
     return True
+
+
+def first_index(spec: Any) -> int:
+    """The place, in the memory of the whole tensor, of the first element of this rank's part. Where
+    it is sharded along its first dimension, the others follow it."""
+    utils: Any = sys.modules["torch.distributed.tensor._utils"]
+    try:
+        offsets = utils.compute_local_shape_and_global_offset(
+            spec.shape, spec.mesh, spec.placements
+        )[1]
+    except (NotImplementedError, RuntimeError):  # of strided shards, which begin in several places
+        return 0
+    index, stride = 0, 1
+    for size, offset in zip(reversed(spec.shape), reversed(offsets), strict=True):
+        index += offset * stride
+        stride *= size
+    return int(index)
 
 
 def state_like(param: "DTensor", local: Tensor) -> "DTensor":

@@ -72,7 +72,7 @@ def test_by_name_and_by_group():
     ("value", "message"),
     [
         (torch.float64, "float64"),
-        (torch.int8, "int8"),
+        (torch.uint8, "uint8"),
         ("bfloat16", "bfloat16"),
         ({"exp_avg": torch.float16}, "float16"),
         ({"exp_avg": None}, "is None"),

@@ -44,7 +44,11 @@ def test_the_signature_is_torchs_and_then_our_own(optimizer_class):
     theirs = list(inspect.signature(parent).parameters.values())
     ours = list(inspect.signature(optimizer_class).parameters.values())
     assert ours[: len(theirs)] == theirs
-    assert [p.name for p in ours[len(theirs) :]] == [*ALL, "ema_dtype", "norm_group", "state_dtype"]
+    assert [p.name for p in ours[len(theirs) :]] == [
+        *ALL,
+        *("ema_dtype", "norm_group", "state_dtype"),
+        *("master_bits", "stochastic_rounding", "rounding_seed"),
+    ]
     assert all(p.kind is p.KEYWORD_ONLY for p in ours[len(theirs) :])
     with pytest.raises(TypeError):
         optimizer_class([torch.zeros(1)], no_such_argument=1)

@@ -73,6 +73,22 @@ def all_options(cls):
     return next(options for c, options in reversed(CASES) if c is cls)
 
 
+def takes_codes(case):
+    """Whether all states of the parameter's shape can be in 8 bits with these options."""
+    cls, options = case
+    moments = dict(_C.moments(cls._rule))
+    are_on = [
+        name
+        for name, enabled_by, is_one_element in _C.states(cls._rule)
+        if not is_one_element and (enabled_by is None or options.get(enabled_by))
+    ]
+    return bool(are_on) and all(n in moments for n in are_on) and not options.get("centered")
+
+
+#: For each class that has some, the last options with all of its states in 8 bits.
+CODED = {cls: options for cls, options in CASES if takes_codes((cls, options))}
+
+
 def on_cuda():
     """Whether the test runs on the default device that tests/cuda sets."""
     return torch.get_default_device().type == "cuda"
@@ -213,5 +229,5 @@ def same_bits(a, b):
         return a is b or a.device == b.device
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))

@@ -21,8 +21,9 @@ FUSED_OPTIM_INLINE uint64_t random_key(uint64_t of_tensor, double step, int oper
   return mixed_key(of_tensor, static_cast<uint64_t>(step) * 16u + static_cast<uint32_t>(operand));
 }
 
-/// 32 bits for each index, which repeat after 2^32 of them. In 32-bit arithmetic, which processors
-/// do for several elements at a time.
+/// 32 bits for each index, which repeat after 2^32 of them; the highest are the best, the lowest
+/// hardly random. In 32-bit arithmetic, which processors do for several elements at a time: two
+/// multiplications, as each operation is one for each element of a step.
 struct RandomBits {
   uint32_t first, second;  // halves of the key
 
@@ -30,10 +31,8 @@ struct RandomBits {
       : first(static_cast<uint32_t>(key)), second(static_cast<uint32_t>(key >> 32)) {}
 
   FUSED_OPTIM_INLINE uint32_t at(uint32_t index) const {
-    uint32_t x = index + first;
-    x = (x ^ (x >> 16)) * 0x21f0aaadu;
-    x = ((x ^ second) ^ (x >> 15)) * 0x735a2d97u;
-    return x ^ (x >> 15);
+    const uint32_t x = (index + first) * 0x21f0aaadu;
+    return (x ^ second ^ (x >> 15)) * 0x735a2d97u;
   }
 };
 

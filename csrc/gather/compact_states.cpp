@@ -109,7 +109,7 @@ void CompactStates::add_newly_coded(TensorEntry& entry, const AtHand& param,
   add(entry, codes, scales, row);
 }
 
-const at::Tensor& CompactStates::remainder_of(TensorEntry& entry, const AtHand& param) {
+const at::Tensor& CompactStates::remainder_of(Device device, const AtHand& param) {
   const int row = rows_.remainder();
   const at::ScalarType dtype = param.group.master_bits == 32 ? at::kShort : at::kChar;
   PyObject* value = param.found.values[row];
@@ -123,20 +123,21 @@ const at::Tensor& CompactStates::remainder_of(TensorEntry& entry, const AtHand& 
     check_place(builder_.where, param.impl(), *remainder.unsafeGetTensorImpl(), kRemainderName);
     if (same_layout(param.impl(), *remainder.unsafeGetTensorImpl())) return remainder;
     builder_.locate(*remainder.unsafeGetTensorImpl(), kRemainderName);
-    at::Tensor& in_order = builder_.new_state(entry.device, param.found, kRemainderName)
+    at::Tensor& in_order = builder_.new_state(device, param.found, kRemainderName)
                                .add_like_param(rows_.keys[row]);
     in_order = empty_like(param.tensor().detach(), dtype);
     in_order.copy_(remainder.detach());
     return in_order;
   }
   at::Tensor& created =
-      builder_.new_state(entry.device, param.found, kRemainderName).add_like_param(rows_.keys[row]);
+      builder_.new_state(device, param.found, kRemainderName).add_like_param(rows_.keys[row]);
   created = full_like(param.tensor().detach(), 0, dtype);
   return created;
 }
 
-void CompactStates::add_remainder(TensorEntry& entry, const AtHand& param) {
-  if (!has_master(param)) {
+void CompactStates::add_master(TensorEntry& entry, const AtHand& param,
+                               const at::Tensor* remainder) {
+  if (remainder == nullptr) {
     if (param.found.values[rows_.remainder()] != nullptr)
       builder_.where.fail(kRemainderName,
                           "is in the state, but the parameter has no master: master_bits is None, "
@@ -145,7 +146,7 @@ void CompactStates::add_remainder(TensorEntry& entry, const AtHand& param) {
   }
   const Format format = param.group.master_bits == 32 ? Format::Master32 : Format::Master24;
   builder_.add_compact(entry, param.impl(), kParam, format,
-                       *remainder_of(entry, param).unsafeGetTensorImpl(), "param", kRemainderName);
+                       *remainder->unsafeGetTensorImpl(), "param", kRemainderName);
 }
 
 void CompactStates::choose_stochastic(TensorEntry& entry, const AtHand& param) {
@@ -192,12 +193,14 @@ void CompactStates::add_counter(TensorEntry& entry, const AtHand& param) {
   check_count(where, counter.before);
 }
 
-void CompactStates::finish(TensorEntry& entry, const AtHand& param) {
-  add_remainder(entry, param);
+void CompactStates::finish(TensorEntry& entry, const AtHand& param, const at::Tensor* remainder) {
+  add_master(entry, param, remainder);
   if (param.group.stochastic_rounding) choose_stochastic(entry, param);
   if (!is_random(entry)) return;
   builder_.compact_of(entry).key =
       mixed_key(options_.rounding_seed, static_cast<uint64_t>(param.number));
+  if (param.found.spec != nullptr)
+    builder_.compact_of(entry).first_index = sharded_.first_index(param.found.spec);
   if (rows_.counter() >= 0) add_counter(entry, param);
 }
 

@@ -81,15 +81,17 @@ class Gatherer {
       for (const FoundParam& found : found_) {
         builder_.where.index = found.index;
         builder_.begin(*found.tensor->unsafeGetTensorImpl());
+        const AtHand param{found, group, first_number_ + found.index};
         if (found.grad != nullptr)
-          add_param(found, group, lookup.are_on);
+          add_param(param, lookup.are_on);
         else
-          states_.add_average_alone(found);
+          states_.add_average_alone(param);
       }
     }
   }
 
-  void add_param(const FoundParam& found, const ParamGroup& group, RowMask are_on) {
+  void add_param(const AtHand& at_hand, RowMask are_on) {
+    const auto& [found, group, number] = at_hand;
     const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
     const c10::TensorImpl& grad = *found.grad->unsafeGetTensorImpl();
     TensorTable& table = gathered_.table;
@@ -107,7 +109,7 @@ class Gatherer {
     check_operand(builder_.where, param, grad, kGradName);
     add_grad(builder_, gathered_, entry, found, options_, gradients_beside(found));
     table.one_element_states.resize((table.entries.size() + 1) * table.num_one_element);
-    states_.add(entry, {found, group, first_number_ + found.index}, are_on);
+    states_.add(entry, at_hand, are_on);
     table.entries.push_back(entry);
   }
 

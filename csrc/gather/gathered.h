@@ -11,12 +11,17 @@
 #include "gather/new_state.h"
 #include "reduce/gradients.h"
 #include "step/table.h"
+#include "tensors/compact.h"
 
 namespace fused_optim {
 
 /// A parameter whose average no kernel updates.
 struct Averaged {
   at::Tensor average, param;
+  at::Tensor remainder;  // of the parameter's master, undefined where it has none
+
+  /// What the average is one of.
+  at::Tensor values() const { return remainder.defined() ? joined(param, remainder) : param; }
 };
 
 /// A DTensor, borrowed, and what was its local tensor.

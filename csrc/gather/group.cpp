@@ -66,7 +66,7 @@ bool is_switched_on(const ParamGroup& group, const RuleSpec& rule, const char* h
 
 /// Throws std::invalid_argument where a state is to be in codes and can't be.
 void check_codes(const ParamGroup& group, const RuleSpec& rule, const StateSpec& state) {
-  if (state.moment == Moment::None)
+  if (!state.has_codes())
     throw std::invalid_argument(std::string("torch.int8, which ") + state.name + " can't have");
   if (state.exact_with != nullptr && is_switched_on(group, rule, state.exact_with))
     throw std::invalid_argument(std::string("torch.int8, which ") + state.name +

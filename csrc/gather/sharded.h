@@ -14,12 +14,16 @@
 
 namespace fused_optim {
 
-/// Whether meshes that are not the same object are equal, which is Python's to say: nothing of it
-/// runs while tensors are borrowed. So a gather takes them for equal, and if it met with any that
-/// nobody has asked about, that is made good and the gather done again.
+/// What is Python's to say of meshes and specs: nothing of it runs while tensors are borrowed. So a
+/// gather goes on with a guess, and if it met with anything that nobody has asked about, that is
+/// made good and the gather done again.
 class KnownMeshes {
  public:
+  /// Of meshes that are not the same object.
   bool are_equal(PyObject* a, PyObject* b);
+
+  /// The place in the whole tensor of the first element of this rank's part.
+  int64_t first_index(PyObject* spec);
 
   /// Asks Python about those that were met. Returns whether there were any. Throws PythonError.
   bool ask();
@@ -31,6 +35,8 @@ class KnownMeshes {
   };
   std::map<std::pair<PyObject*, PyObject*>, Answer> answers_;
   std::vector<std::pair<THPObjectPtr, THPObjectPtr>> unknown_;
+  std::map<PyObject*, std::pair<THPObjectPtr, int64_t>> first_indices_;
+  std::vector<THPObjectPtr> unknown_specs_;
 };
 
 /// Attributes of DTensors, read without running code of the user's: of others than torch's own
@@ -67,6 +73,9 @@ class Sharded {
   /// A bit for each dimension of the mesh along which the tensor is sharded. Throws
   /// std::runtime_error where it is neither sharded nor replicated.
   uint32_t sharded_dims(PyObject* spec);
+
+  /// See KnownMeshes.
+  int64_t first_index(PyObject* spec) { return known_.first_index(spec); }
 
  private:
   void find_types();

@@ -26,7 +26,7 @@ void add_row(RuleRows& rows, const StateSpec& spec, RowKind kind, int place) {
 void add_compact_rows(RuleRows& rows, const RuleSpec& rule) {
   add_row(rows, {kRemainderName}, RowKind::Remainder, kParam);
   for (int i = 0; i < rule.num_states; ++i) {
-    if (rule.states[i].moment == Moment::None) continue;
+    if (!rule.states[i].has_codes()) continue;
     rows.scales[i] = static_cast<int8_t>(rows.num_rows);
     const auto* name = new std::string(scales_name(rule.states[i].name));
     add_row(rows, {name->c_str()}, RowKind::Scales, rows.rows[i].place);

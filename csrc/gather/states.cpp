@@ -71,8 +71,10 @@ void StateGatherer::add(TensorEntry& entry, const AtHand& param, RowMask are_on)
     }
   }
   if (!rule_.has_step) count_steps_by_state(entry, is_first);
-  if ((are_on >> rows_.average()) & 1u) add_average(entry, param);
-  if ((are_on >> rows_.remainder()) & 1u) compact_.finish(entry, param);
+  const at::Tensor* remainder =
+      compact_.has_master(param) ? &compact_.remainder_of(entry.device, param) : nullptr;
+  if ((are_on >> rows_.average()) & 1u) add_average(entry, param, remainder);
+  if ((are_on >> rows_.remainder()) & 1u) compact_.finish(entry, param, remainder);
 }
 
 void StateGatherer::count_steps_by_state(TensorEntry& entry, bool is_first) {
@@ -227,7 +229,8 @@ bool StateGatherer::add_like_param(TensorEntry& entry, const AtHand& param, int 
 
 /// The optimizer's first averages become the parameters after this step; one that joins them begins
 /// as its parameter before it.
-void StateGatherer::add_average(TensorEntry& entry, const AtHand& at_hand) {
+void StateGatherer::add_average(TensorEntry& entry, const AtHand& at_hand,
+                                const at::Tensor* remainder) {
   const c10::TensorImpl& impl = at_hand.impl();
   const FoundParam& found = at_hand.found;
   const int row = rows_.average();
@@ -239,23 +242,25 @@ void StateGatherer::add_average(TensorEntry& entry, const AtHand& at_hand) {
   }
   const at::Tensor param = found.tensor->detach();
   // Beside a master an average is a float32 run's.
-  const auto dtype = compact_.has_master(at_hand) && !ema_dtype_ ? at::kFloat : ema_dtype_;
+  const auto dtype = remainder != nullptr && !ema_dtype_ ? at::kFloat : ema_dtype_;
   // Whatever keeps the step from its end, it is the average of something.
   const at::Tensor& average =
       replaced(entry.device, found, row,
                empty_like(param, dtype ? dtype_for(builder_.where, impl, *dtype, kAverageName)
                                        : param.scalar_type()));
-  average.copy_(param);
+  const Averaged begins{average, param, remainder == nullptr ? at::Tensor() : *remainder};
+  average.copy_(begins.values());
   if (gathered_.first_averages.empty() && has_any(states_, rows_.keys[row])) {
     builder_.add_operand(entry, impl, *average.unsafeGetTensorImpl(), kAverage, kAverageName);
   } else {
-    gathered_.first_averages.push_back({average, param});
+    gathered_.first_averages.push_back(begins);
     gathered_.let_host_decide(HostDecides::ForFirstAverages);
   }
 }
 
-void StateGatherer::add_average_alone(const FoundParam& found) {
-  const c10::TensorImpl& param = *found.tensor->unsafeGetTensorImpl();
+void StateGatherer::add_average_alone(const AtHand& at_hand) {
+  const FoundParam& found = at_hand.found;
+  const c10::TensorImpl& param = at_hand.impl();
   check_param(param);
   const at::Tensor& average = in_dtype(device_of(param), found, rows_.average(),
                                        existing(found, rows_.average()), ema_dtype_);
@@ -264,7 +269,12 @@ void StateGatherer::add_average_alone(const FoundParam& found) {
   builder_.add_beside_table(param, false);
   builder_.add_beside_table(*average.unsafeGetTensorImpl(), true);
   // Aliases, so that `.data = ...` on either changes nothing for this step.
-  gathered_.averages_alone.push_back({average.detach(), found.tensor->detach()});
+  gathered_.averages_alone.push_back({average.detach(), found.tensor->detach(), {}});
+  if (compact_.has_master(at_hand)) {
+    const at::Tensor& remainder = compact_.remainder_of(device_of(param), at_hand);
+    builder_.locate(*remainder.unsafeGetTensorImpl(), kRemainderName);
+    gathered_.averages_alone.back().remainder = remainder.detach();
+  }
   gathered_.beside_table.push_back(const_cast<c10::TensorImpl*>(&param));
   gathered_.beside_table.push_back(average.unsafeGetTensorImpl());
   gathered_.let_host_decide(HostDecides::ForAverageAlone);

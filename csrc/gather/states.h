@@ -27,7 +27,7 @@ class StateGatherer {
   void add(TensorEntry& entry, const AtHand& param, RowMask are_on);
 
   /// A parameter without a gradient: its average goes on towards it.
-  void add_average_alone(const FoundParam& found);
+  void add_average_alone(const AtHand& param);
 
  private:
   void add_step(TensorEntry& entry, const FoundParam& found, int row, bool all_new);
@@ -36,7 +36,8 @@ class StateGatherer {
   /// Whether it is new.
   bool add_like_param(TensorEntry& entry, const AtHand& param, int row, bool all_new);
   void add_existing(TensorEntry& entry, const AtHand& param, int row);
-  void add_average(TensorEntry& entry, const AtHand& param);
+  /// `remainder`: of the parameter's master, nullptr where it has none.
+  void add_average(TensorEntry& entry, const AtHand& param, const at::Tensor* remainder);
   /// An existing state of a dtype that kernels take, or what it becomes: of the dtype asked for.
   const at::Tensor& in_dtype(Device device, const FoundParam& found, int row,
                              const at::Tensor& state, std::optional<at::ScalarType> dtype);

@@ -13,7 +13,7 @@ struct Adadelta {
     double lr, rho, eps, weight_decay;
   };
   static constexpr StateSpec states[] = {kStepState, second_moment("square_avg"),
-                                         second_moment("acc_delta")};
+                                         needing_bits(second_moment("acc_delta"))};
 
   template <class T>
   struct Scalars {

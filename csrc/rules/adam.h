@@ -24,7 +24,7 @@ struct Adam {
   struct Scalars {
     T one_minus_beta1, beta2, one_minus_beta2, eps;
     T step_size;                // lr / (1 - beta1^t)
-    T bias_correction2_sqrt;    // sqrt(1 - beta2^t)
+    T by_bias_correction2;      // 1 / sqrt(1 - beta2^t): multiplying is faster than dividing
     T coupled_weight_decay;     // Adam: added to the gradient
     T decoupled_weight_factor;  // AdamW: 1 - lr * weight_decay
   };
@@ -39,7 +39,7 @@ struct Adam {
             T(1.0 - h.beta2),
             T(h.eps),
             T(h.lr / bias_correction1),
-            T(square_root(bias_correction2)),
+            T(1.0 / square_root(bias_correction2)),
             T(decoupled ? 0.0 : h.weight_decay),
             T(decoupled ? 1.0 - h.lr * h.weight_decay : 1.0)};
   }
@@ -59,7 +59,7 @@ struct Adam {
       max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq);
       second_moment = max_exp_avg_sq;
     }
-    const T denom = square_root(second_moment) / s.bias_correction2_sqrt + s.eps;
+    const T denom = square_root(second_moment) * s.by_bias_correction2 + s.eps;
     param = param - s.step_size * exp_avg / denom;
   }
 };

@@ -26,7 +26,7 @@ struct NAdam {
   template <class T>
   struct Scalars {
     T one_minus_beta1, beta2, one_minus_beta2, eps;
-    T bias_correction2;         // 1 - beta2^t
+    T by_bias_correction2;      // 1 / (1 - beta2^t): multiplying is faster than dividing
     T exp_avg_step_size;        // lr * mu_{t+1} / (1 - mu_1 ... mu_{t+1})
     T grad_step_size;           // lr * (1 - mu_t) / (1 - mu_1 ... mu_t)
     T coupled_weight_decay;     // added to the gradient
@@ -55,7 +55,7 @@ struct NAdam {
             T(h.beta2),
             T(1.0 - h.beta2),
             T(h.eps),
-            T(1.0 - integer_power(h.beta2, step)),
+            T(1.0 / (1.0 - integer_power(h.beta2, step))),
             T(h.lr * mu_next / (1.0 - mu_product * mu_next)),
             T(h.lr * (1.0 - mu) / (1.0 - mu_product)),
             T(decoupled ? 0.0 : h.weight_decay),
@@ -72,7 +72,7 @@ struct NAdam {
     exp_avg = lerp(exp_avg, grad, s.one_minus_beta1);
     exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * grad * grad;
 
-    const T denom = square_root(exp_avg_sq / s.bias_correction2) + s.eps;
+    const T denom = square_root(exp_avg_sq * s.by_bias_correction2) + s.eps;
     param = param - (s.grad_step_size * grad + s.exp_avg_step_size * exp_avg) / denom;
   }
 };

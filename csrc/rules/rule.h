@@ -38,8 +38,8 @@ constexpr int kMaxHyperparameters = 12;
 
 enum class StateShape : uint8_t { LikeParam, OneElement };
 
-/// What a moving state of the parameter's shape holds, by which its 8-bit codes are chosen: numbers
-/// of both signs, or none below zero. `None`: its dynamics in 8 bits are not known, so it has none.
+/// What a moving state of the parameter's shape holds: numbers of both signs, or none below zero.
+/// By that its 8-bit codes are chosen, and whether few bits make it stand still.
 enum class Moment : uint8_t { None, First, Second };
 
 /// A state of a rule: what the optimizer keeps under a name for each parameter.
@@ -50,9 +50,11 @@ struct StateSpec {
   double begins_at = 0.0;            // else the number
   StateShape shape = StateShape::LikeParam;
   Moment moment = Moment::None;
+  bool needs_bits = false;           // its dynamics in 8 bits are not those that it has
   const char* exact_with = nullptr;  // the hyperparameter that, switched on, rules 8 bits out
 
   constexpr bool is_like_param() const { return shape == StateShape::LikeParam; }
+  constexpr bool has_codes() const { return moment != Moment::None && !needs_bits; }
 };
 
 /// The number of steps, torch's `step`.
@@ -73,7 +75,12 @@ constexpr StateSpec first_moment(const char* name, const char* enabled_by = null
 
 constexpr StateSpec second_moment(const char* name, const char* begins_as = nullptr,
                                   const char* exact_with = nullptr) {
-  return {name, nullptr, begins_as, 0.0, StateShape::LikeParam, Moment::Second, exact_with};
+  return {name, nullptr, begins_as, 0.0, StateShape::LikeParam, Moment::Second, false, exact_with};
+}
+
+constexpr StateSpec needing_bits(StateSpec state) {
+  state.needs_bits = true;
+  return state;
 }
 
 /// A rule's states of one element but the step, as stored, at the beginning and at the end of one.

@@ -59,9 +59,9 @@ void move_average(const at::Tensor& average, const at::Tensor& param, double wei
 
 void after_kernels(const Gathered& gathered) {
   const at::NoGradGuard no_grad;
-  for (const auto& [average, param] : gathered.first_averages) average.copy_(param);
-  for (const auto& [average, param] : gathered.averages_alone)
-    move_average(average, param, gathered.table.ema_weight);
+  for (const Averaged& first : gathered.first_averages) first.average.copy_(first.values());
+  for (const Averaged& alone : gathered.averages_alone)
+    move_average(alone.average, alone.values(), gathered.table.ema_weight);
   if (gathered.table.zero_grads)
     for (const at::Tensor& grad : gathered.copied_grads) grad.zero_();
 }

@@ -16,14 +16,16 @@ constexpr int64_t kCodesInBlock = 128;
 struct SignedCodes {
   using Code = int8_t;
 
-  /// Of a block whose largest magnitude has these bits. Rounded up to 10 bits, so that products
-  /// with the squares of codes are exact. NaN where a value of the block is no finite number.
+  static constexpr float kLargestSquare = 127.0f * 127.0f;
+
+  /// Of a block whose largest magnitude has these bits, which gets code 127. Rounded down to 10 bits,
+  /// so that products with the squares of codes are exact. NaN where a value of the block is no
+  /// finite number.
   FUSED_OPTIM_INLINE static float scale_of(uint32_t largest) {
     constexpr float kSmallest = 0x1p-126f;
-    const float exact = bits_as<float>(largest) / (127.0f * 127.0f);
-    const uint32_t bits = bits_as<uint32_t>(exact < kSmallest ? kSmallest : exact);
-    const uint32_t rounded = (bits + 0x3fffu) & ~0x3fffu;
-    return largest >= 0x7f800000u ? bits_as<float>(0x7fc00000u) : bits_as<float>(rounded);
+    const float exact = bits_as<float>(largest) / kLargestSquare;
+    const uint32_t bits = bits_as<uint32_t>(exact < kSmallest ? kSmallest : exact) & ~0x3fffu;
+    return bits_as<float>(largest >= 0x7f800000u ? 0x7fc00000u : bits);
   }
 
   FUSED_OPTIM_INLINE static float decode(Code code, float scale) {
@@ -35,32 +37,29 @@ struct SignedCodes {
   FUSED_OPTIM_INLINE static float factor_of(float scale) { return 1.0f / scale; }
 
   /// Up where the random number is below the share of the way from the code's square to the next
-  /// one's. The largest ones are rounded to nearest: the block's scale is theirs.
+  /// one's.
   FUSED_OPTIM_INLINE static Code encode(float value, float factor, uint32_t random) {
-    const float square = absolute(value) * factor;
-    const float root = square_root(square);
-    const auto below = static_cast<float>(to_integer(root));
-    const float share = (square - below * below) * 0x1p24f;
-    const float threshold = (below + below + 1.0f) * static_cast<float>(to_signed(random >> 8));
-    const float up = root >= 126.5f || threshold < share ? below + 1.0f : below;
-    return with_sign(up, value);
+    const float square = square_of(value, factor);
+    const auto code = static_cast<int32_t>(square_root(square));
+    const auto below = static_cast<float>(code);
+    const float step = below * 0x1p-23f + 0x1p-24f;  // from one square to the next, of 2^24
+    const float threshold = step * static_cast<float>(static_cast<int32_t>(random >> 8));
+    const int32_t next = code + 1;
+    return with_sign(threshold < square - below * below ? next : code, value);
   }
   FUSED_OPTIM_INLINE static Code encode_to_nearest(float value, float factor) {
-    const float root = square_root(absolute(value) * factor);
-    return with_sign(static_cast<float>(to_integer(root + 0.5f)), value);
+    return with_sign(static_cast<int32_t>(square_root(square_of(value, factor)) + 0.5f), value);
   }
 
  private:
-  /// What is no code, a NaN's root, becomes zero: its block's scale is NaN.
-  FUSED_OPTIM_INLINE static int32_t to_integer(float root) {
-    return static_cast<int32_t>(root < 128.0f ? root : 0.0f);
+  /// At most the largest code's, also of a NaN, whose block has a scale of NaN.
+  FUSED_OPTIM_INLINE static float square_of(float value, float factor) {
+    const float square = bits_as<float>(bits_as<uint32_t>(value) & 0x7fffffffu) * factor;
+    return square < kLargestSquare ? square : kLargestSquare;
   }
-  FUSED_OPTIM_INLINE static int32_t to_signed(uint32_t number) {
-    return static_cast<int32_t>(number);  // which vectors convert in one instruction
-  }
-  FUSED_OPTIM_INLINE static Code with_sign(float magnitude, float value) {
-    const float code = magnitude > 127.0f ? 127.0f : magnitude;
-    return static_cast<Code>(static_cast<int32_t>(value < 0.0f ? -code : code));
+  FUSED_OPTIM_INLINE static Code with_sign(int32_t code, float value) {
+    const int32_t sign = static_cast<int32_t>(bits_as<uint32_t>(value)) >> 31;
+    return static_cast<Code>((code ^ sign) - sign);
   }
 };
 
