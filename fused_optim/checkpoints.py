@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fused_optim import _C
-from fused_optim.compact import REMAINDER, encode_as_asked, is_coded, with_decoded_states
+from fused_optim.compact import (
+    REMAINDER,
+    encode_as_asked,
+    is_coded,
+    tensor_as_kept,
+    with_decoded_states,
+)
 from fused_optim.state_dtype import dtype_after_loading
 
 if TYPE_CHECKING:
@@ -65,7 +71,7 @@ def keep_saved_dtypes(
             if not isinstance(before, torch.Tensor) or not isinstance(now, torch.Tensor):
                 continue
             if name == REMAINDER or is_coded(before):
-                loaded[name] = before.to(now.device, copy=True)
+                loaded[name] = tensor_as_kept(before, now.device)
                 optimizer._fused.options.has_compact = True
                 continue
             if not before.is_floating_point() or before.is_meta:

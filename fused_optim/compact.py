@@ -23,6 +23,7 @@ __all__ = [
     "is_coded",
     "master_parameters",
     "refuse_compact",
+    "tensor_as_kept",
     "warn_of_stalling",
     "with_decoded_states",
 ]
@@ -103,8 +104,8 @@ def _moments(optimizer: "FusedOptimizer") -> dict[str, bool]:
 
 
 def begin_in_float32(optimizer: "FusedOptimizer") -> None:
-    """Gives parameters with masters the states that torch's constructor has made for them, Adagrad's
-    sums, in float32: rounded to bfloat16, they would begin as another number."""
+    """Gives parameters with masters the states that constructors make, Adagrad's sums, in float32:
+    rounded to bfloat16, they would begin as another number."""
     for group in optimizer.param_groups:
         if not option_of(optimizer, group, "master_bits"):
             continue
@@ -149,8 +150,18 @@ def _decoded(optimizer: "FusedOptimizer", param: Any, state: dict[str, Any]) -> 
             )
         values = _C.decode(local_of(codes), local_of(scales))
         floats[name] = state_like(param, values) if is_dtensor(codes) else values
+    remainder = state.get(REMAINDER)
+    if is_dtensor(remainder) and remainder.dtype == torch.int16:
+        # Neither gloo nor NCCL has collectives of int16, by which a checkpoint may be gathered.
+        floats[REMAINDER] = state_like(param, local_of(remainder).to(torch.int32))
     beside = {_C.scales_name(name) for name in _moments(optimizer)}
     return {name: floats.get(name, value) for name, value in state.items() if name not in beside}
+
+
+def tensor_as_kept(saved: Tensor, device: torch.device) -> Tensor:
+    """Codes or a remainder of a state dict as an optimizer has them, a copy."""
+    dtype = torch.int16 if saved.dtype == torch.int32 else saved.dtype
+    return saved.to(device, dtype, copy=True)
 
 
 def encode_as_asked(

@@ -124,9 +124,9 @@ class FusedOptimizer(_Base):
             master rounded to nearest, and ``state[p]["remainder"]`` (int16, or int8) holds the
             rest. With 32 the masters are to the bit those of float32 training; with 24 they are
             rounded to a multiple of 2\ :sup:`8` units in float32's last place. States and averages
-            are then float32 unless ``state_dtype`` or ``ema_dtype`` says otherwise. A parameter that
-            is changed from outside counts as it is, with less than one unit in its last place from
-            the remainder that was of another number. See :meth:`master_parameters`.
+            are then float32 unless ``state_dtype`` or ``ema_dtype`` says otherwise. A parameter
+            that is changed from outside counts as it is, but for less than a unit in its last place
+            from the remainder, which was of another number. See :meth:`master_parameters`.
         stochastic_rounding (bool): rounds up or down at random, so that the mean is exact, what
             rounded to nearest can stand still: bfloat16 parameters without a master, masters of 24
             bits, and second moments in bfloat16; also a key of a group (default: False).
