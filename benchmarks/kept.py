@@ -84,8 +84,8 @@ class Kept:
 #: As torch keeps them unless it is told otherwise.
 FLOAT32 = Kept()
 
-#: The combinations that the documentation speaks of, from most bytes to fewest, and last the one
-#: whose updates are lost: bfloat16 alone.
+#: The combinations that the documentation speaks of: with a master or float32 parameters, from most
+#: bytes to fewest; without one; and the one whose small updates are lost, bfloat16 alone.
 FORMATS = [
     FLOAT32,
     Kept("bfloat16", None, 32),
@@ -93,5 +93,6 @@ FORMATS = [
     Kept("bfloat16", "bfloat16", 32, True),
     Kept("float32", "int8"),
     Kept("bfloat16", "int8", 24, True),
+    Kept("bfloat16", None, None, True),
     Kept("bfloat16"),
 ]
