@@ -272,6 +272,17 @@ def test_dtypes_of_parameters_that_have_none(dtype):
     with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' can't be in 8 bits"):
         optimizer.step()
     assert not optimizer.state
+    # Neither those that are there, whose parameter has become another.
+    params, optimizer = make(fused_optim.AdamW)
+    step(optimizer)
+    for asked in (torch.int8, torch.float32, None):
+        optimizer.state_dtype = asked
+        params[0].data = params[0].data.to(dtype)
+        params[0].grad = torch.ones_like(params[0])
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' can't be in 8 bits"):
+            optimizer.step()
+        assert_unchanged(optimizer, before)
 
 
 BAD = {

@@ -256,6 +256,14 @@ def test_a_remainder_without_master_bits():
         theirs.step()
 
 
+def test_float16_has_none():
+    params, ours = make(fused_optim.AdamW, torch.float16, {"master_bits": 32}, [(4, 5)])
+    set_grads(params, seed=0)
+    with pytest.raises(RuntimeError, match="parameter 0: 'param' has dtype Half, and master_bits"):
+        ours.step()
+    assert not ours.state
+
+
 def test_torchs_own_step_has_no_masters():
     params, ours = make(
         fused_optim.AdamW, torch.bfloat16, {"master_bits": 32, "foreach": True}, [(4, 5)]

@@ -64,6 +64,7 @@ class CompactStates {
   void finish(TensorEntry& entry, const AtHand& param, const at::Tensor* remainder);
 
  private:
+  void check_takes_codes(const AtHand& param, int row) const;
   Moment moment_of(int row) const { return rows_.rows[row].spec.moment; }
   const at::Tensor& scales_of(const AtHand& param, const at::Tensor& codes, int row);
   void add(TensorEntry& entry, const at::Tensor& codes, const at::Tensor& scales, int row);

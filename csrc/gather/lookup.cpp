@@ -107,12 +107,6 @@ void prefetch_storage(const c10::TensorImpl& tensor) {
   if (storage) prefetch(storage.unsafeGetStorageImpl());
 }
 
-PyObject* intern(const char* name) {
-  PyObject* key = PyUnicode_InternFromString(name);
-  if (key == nullptr) throw PythonError();
-  return key;
-}
-
 }  // namespace
 
 PyTypeObject* parameter_type;
