@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_optim import _C
-from fused_optim.sharding import is_dtensor, local_of, state_like
+from fused_optim.sharding import are_placed_alike, is_dtensor, local_of, state_like
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -25,6 +25,7 @@ __all__ = [
     "refuse_compact",
     "tensor_as_kept",
     "warn_of_stalling",
+    "will_be_coded",
     "with_decoded_states",
 ]
 
@@ -150,7 +151,7 @@ def _decoded(optimizer: "FusedOptimizer", param: Any, state: dict[str, Any]) -> 
             )
         values = _C.decode(local_of(codes), local_of(scales))
         floats[name] = state_like(param, values) if is_dtensor(codes) else values
-    remainder = state.get(REMAINDER)
+    remainder: Any = state.get(REMAINDER)
     if is_dtensor(remainder) and remainder.dtype == torch.int16:
         # Neither gloo nor NCCL has collectives of int16, by which a checkpoint may be gathered.
         floats[REMAINDER] = state_like(param, local_of(remainder).to(torch.int32))
@@ -167,20 +168,34 @@ def tensor_as_kept(saved: Tensor, device: torch.device) -> Tensor:
 def encode_as_asked(
     optimizer: "FusedOptimizer", param: Any, name: str, values: Tensor, state: dict[str, Any]
 ) -> None:
-    """Puts a state that was loaded into codes, where its parameter may have them, else in float32.
+    """Puts a state that was loaded, one that :func:`will_be_coded`, into codes.
 
     Args:
-        values (Tensor): of the parameter's shape and device, a DTensor where the parameter is one.
+        values (Tensor): on the parameter's device.
         state (dict): the parameter's, which gets codes and scales.
     """
-    if not may_be_coded(param):
-        state[name] = values.to(torch.float32)
-        return
     local = torch.empty_like(local_of(param.detach()), dtype=torch.float32)
     local.copy_(local_of(values))  # in the parameter's memory order
     codes, scales = _C.encode(local, _moments(optimizer)[name])
     state[name] = state_like(param, codes) if is_dtensor(param) else codes
     state[_C.scales_name(name)] = scales
+
+
+def will_be_coded(
+    optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, name: str, saved: object
+) -> bool:
+    """Whether a state is to be in codes once it is loaded: floats that fit their parameter."""
+    if name not in _moments(optimizer) or not isinstance(saved, Tensor) or saved.is_meta:
+        return False
+    asked = group.get("state_dtype", optimizer.state_dtype)
+    if (asked.get(name) if isinstance(asked, dict) else asked) != torch.int8:
+        return False
+    if saved.layout != torch.strided or not saved.is_floating_point():
+        return False
+    if saved.shape != param.shape or is_dtensor(saved) != is_dtensor(param):
+        return False
+    fits = not is_dtensor(param) or are_placed_alike(param, saved)
+    return fits and may_be_coded(param)
 
 
 def may_be_coded(param: Tensor) -> bool:
