@@ -102,7 +102,6 @@ class Gatherer {
     if (entry.device.kind == DeviceKind::CPU) gathered_.let_host_decide(HostDecides::ForCpuParams);
     entry.mask = static_cast<uint8_t>(group.mask);
     entry.row = row_for(group, entry.device);
-    entry.strided = entry.compact = -1;
     entry.numel = real_numel(param);
     builder_.add_operand(entry, param, param, kParam, "param");
     if (grad.is_sparse()) throw NotFusedAsExpected("a gradient is sparse");

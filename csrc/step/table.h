@@ -54,11 +54,11 @@ struct TensorEntry {
   void* operands[kMaxOperands];  // nullptr: there is none
   Format formats[kMaxOperands];
   int64_t numel;
-  double step;         // after the increment of this step; not read where device_step is set
-  float* device_step;  // the counter where it lives on the device, else nullptr
-  int32_t row;         // into TensorTable::rows
-  int32_t strided;     // into TensorTable::strided, or -1
-  int32_t compact;     // into TensorTable::compact, or -1
+  double step;           // after the increment of this step; not read where device_step is set
+  float* device_step;    // the counter where it lives on the device, else nullptr
+  int32_t row;           // into TensorTable::rows
+  int32_t strided = -1;  // into TensorTable::strided, or -1
+  int32_t compact = -1;  // into TensorTable::compact, or -1
   Device device;
   uint8_t mask;
 
