@@ -213,5 +213,5 @@ def same_bits(a, b):
         return a is b or a.device == b.device
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))

@@ -1,6 +1,7 @@
 // A block of a kernel's threads on the host: each phase is done for all of them before the next.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -43,6 +44,14 @@ struct HostBlock {
       Local<Value> values(*this);
       each_up_to<1>(first, end,
                     [&](uint32_t thread, uint32_t i, int) { phases(i, values[thread]); }...);
+    }
+  }
+  template <int kCount, class Value, class Number>
+  void largest_among(Local<Value>& locals, Number number) const {
+    for (uint32_t first = 0; first < num_threads; first += kCount) {
+      uint32_t largest = 0;
+      for (uint32_t i = 0; i < kCount; ++i) largest = std::max(largest, number(locals[first + i]));
+      for (uint32_t i = 0; i < kCount; ++i) number(locals[first + i]) = largest;
     }
   }
   template <class Action>

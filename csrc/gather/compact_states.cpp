@@ -194,7 +194,7 @@ void CompactStates::add_counter(TensorEntry& entry, const AtHand& param) {
 
 void CompactStates::finish(TensorEntry& entry, const AtHand& param) {
   add_remainder(entry, param);
-  if (param.group.stochastic_rounding) choose_stochastic(entry, param);
+  if (param.group.stochastic_rounding && !entry.is_double()) choose_stochastic(entry, param);
   if (!is_random(entry)) return;
   builder_.compact_of(entry).key =
       mixed_key(options_.rounding_seed, static_cast<uint64_t>(param.number));
