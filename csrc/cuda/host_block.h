@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 namespace fused_optim::cuda {
 
@@ -15,11 +15,12 @@ struct HostBlock {
   template <class Value>
   class Local {
    public:
-    explicit Local(const HostBlock& block) : values_(block.num_threads) {}
+    /// Not set, as registers are not.
+    explicit Local(const HostBlock& block) : values_(new Value[block.num_threads]) {}
     Value& operator[](uint32_t thread) { return values_[thread]; }
 
    private:
-    std::vector<Value> values_;
+    std::unique_ptr<Value[]> values_;
   };
 
   template <class Phase>
@@ -40,8 +41,8 @@ struct HostBlock {
   }
   template <class Value, class... Phases>
   void each_of(uint32_t begin, uint32_t end, Phases... phases) const {
+    Local<Value> values(*this);
     for (uint32_t first = begin; first < end; first += num_threads) {
-      Local<Value> values(*this);
       each_up_to<1>(first, end,
                     [&](uint32_t thread, uint32_t i, int) { phases(i, values[thread]); }...);
     }

@@ -1,5 +1,5 @@
-"""Masters, 8-bit moments and stochastic rounding in the CUDA kernels' body, run on the host: the CPU
-engine's bits."""
+"""Masters, 8-bit moments and stochastic rounding in the CUDA kernels' body, run on the host: the
+CPU engine's bits."""
 
 import pytest
 import torch
