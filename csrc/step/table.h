@@ -37,8 +37,12 @@ struct OneElementState {
   double before, after;  // the step that is done
 };
 
+/// Which of CUDA's kernels step an entry: those of one format of all operands, of several, or of
+/// operands that have a part beside their tensors or are rounded stochastically.
+enum class KernelKind : uint8_t { Uniform, Mixed, Compact };
+
 /// What an entry has beside the tensors of its operands. Sides are dense, in the parameter's memory
-/// order, and so are operands that have one.
+/// order, and so are operands that have one. Such entries are computed in float.
 struct CompactEntry {
   void* sides[kMaxOperands] = {};  // of operands in compact formats: remainders, scales of blocks
   uint8_t stochastic = 0;          // a bit for each operand that is rounded so, where it may be
@@ -74,6 +78,11 @@ struct TensorEntry {
     for (int i = kGrad; i < kMaxOperands; ++i)
       if (operands[i] != nullptr && formats[i] != formats[kParam]) return false;
     return true;
+  }
+
+  KernelKind kernel_kind() const {
+    if (is_compact()) return KernelKind::Compact;
+    return is_uniform() ? KernelKind::Uniform : KernelKind::Mixed;
   }
 };
 
@@ -116,6 +125,12 @@ inline RandomBits random_bits_of(const CompactEntry& compact, const TensorEntry&
                                  int operand) {
   const double step = compact.counter.data != nullptr ? compact.counter.after : entry.step;
   return RandomBits(random_key(compact.key, step, operand));
+}
+
+/// Whether the kernel advances a counter of steps of this entry, which then is on the device.
+inline bool advances_on_device(const TensorTable& table, const TensorEntry& entry) {
+  return entry.device_step != nullptr ||
+         (entry.is_compact() && table.compact[entry.compact].counter.is_on_device);
 }
 
 inline bool is_strided(const TensorTable& table, const TensorEntry& entry, int operand) {

@@ -70,6 +70,7 @@ struct UnsignedCodes {
   using Code = uint8_t;
   static constexpr int kMantissaShift = 19;  // from a float's 23 bits to 4
   static constexpr int32_t kBinades = 16;
+  static constexpr uint32_t kNaN = 0x7fc00000u;
 
   /// The power of two at which the last binade begins. A value between its largest code and its end
   /// belongs to the next one, as it may be rounded up. NaN as above.
@@ -103,8 +104,10 @@ struct UnsignedCodes {
     const auto exponent = static_cast<int32_t>(bits_as<uint32_t>(scale) >> 23 & 0xffu);
     return (exponent < kBinades ? 1 : exponent - (kBinades - 1)) << 4;
   }
+  /// Every NaN is one NaN: its code, which nothing reads, is the same on every processor.
   FUSED_OPTIM_INLINE static Code encode_bits(float value, float scale, uint32_t added) {
-    const uint32_t bits = bits_as<uint32_t>(value) & 0x7fffffffu;
+    const uint32_t magnitude = bits_as<uint32_t>(value) & 0x7fffffffu;
+    const uint32_t bits = magnitude > kNaN ? kNaN : magnitude;
     const int32_t code = static_cast<int32_t>((bits + added) >> kMantissaShift) - first_code(scale);
     const int32_t at_least_one = code < 1 ? 1 : code;
     const int32_t in_range = at_least_one > 255 ? 255 : at_least_one;

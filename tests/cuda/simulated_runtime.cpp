@@ -105,6 +105,15 @@ void check_operand(const EntryView& entry, void* data, int device, const char* w
 }
 
 template <class Kernel>
+void check_compact(const TableView& table, const EntryView& entry, int device) {
+  const CompactView compact = Kernel::compact_at(table, entry);
+  for (int k = 0; k < Kernel::kOperands; ++k)
+    if (k != kGrad) check_operand(entry, compact.side(k), device, "a remainder or scales");
+  if (!Kernel::kHasStep && compact.has_device_counter())
+    check_address(compact.device_counter(), device, "a counter of steps");
+}
+
+template <class Kernel>
 void check_addresses(const TableView& table, int device) {
   const TableHead& head = table.head;
   check_address(head.found_inf, device, "found_inf");
@@ -125,6 +134,7 @@ void check_addresses(const TableView& table, int device) {
     if (entry.flags() & EntryView::kDeviceStep) check_address(entry.device_step(), device, "step");
     for (int k = 0; k < Kernel::kOneElementStates; ++k)
       check_address(entry.one_element_state(k), device, "a state of one element");
+    if constexpr (Kernel::kIsCompact) check_compact<Kernel>(table, entry, device);
   }
 }
 
@@ -178,9 +188,10 @@ std::string mangled_arguments() {
 template <class Visit>
 void for_each_element(Visit visit) {
   for (int format = 0; format < kNumFormats; ++format)
-    with_element(/*is_uniform=*/true, static_cast<Format>(format), visit);
+    with_element(KernelKind::Uniform, static_cast<Format>(format), visit);
   visit(Mixed<float>());
   visit(Mixed<double>());
+  visit(Compact());
 }
 
 bool run_ours(const std::string& name, dim3 grid, dim3 block, void** arguments,
@@ -308,6 +319,8 @@ bool run_fill(const std::string& name, void** arguments, cudaStream_t stream) {
   if (is("d")) return fill(*static_cast<uint64_t*>(arguments[1]));
   if (is("N3c108BFloat16")) return fill(*static_cast<uint16_t*>(arguments[1]));
   if (is("N3c104Half")) return fill(*static_cast<uint16_t*>(arguments[1]));
+  if (is("a") || is("h")) return fill(*static_cast<uint8_t*>(arguments[1]));
+  if (is("s")) return fill(*static_cast<uint16_t*>(arguments[1]));
   if (is("l")) return fill(*static_cast<uint64_t*>(arguments[1]));
   if (is("N3c107complexIfE")) return fill(*static_cast<uint64_t*>(arguments[1]));
   return false;
