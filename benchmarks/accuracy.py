@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.kept import FLOAT32, Kept
 from benchmarks.peers import FOR_LOOP, OPTIMIZERS, PARENTS, implementations
 
 STEPS = 100
@@ -32,7 +33,7 @@ def _params(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def measure_accuracy(
-    optimizer: str, device: str, compiled: bool = True, state_dtype: str | None = None
+    optimizer: str, device: str, compiled: bool = True, kept: Kept = FLOAT32
 ) -> dict[str, dict[str, Any]]:
     """Each implementation's largest error in float32 after 100 steps, against torch's for-loop
     in float64.
@@ -46,7 +47,7 @@ def measure_accuracy(
     torch_class = PARENTS[name]
     exact = _trajectory(torch_class(exact_params, foreach=False, **options), exact_params)
     rows: dict[str, dict[str, Any]] = {}
-    for implementation in implementations(optimizer, device, compiled, state_dtype):
+    for implementation in implementations(optimizer, device, compiled, kept):
         params = _params(device, torch.float32)
         try:
             found = _trajectory(implementation.build([{"params": params}]), params)

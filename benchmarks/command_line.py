@@ -18,11 +18,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of each st
 import torch
 from rich.console import Console
 
-from benchmarks import compare, in_cache, memory, page, peers, plots, report, shapes
+from benchmarks import compare, footprint, in_cache, memory, page, peers, plots, report, shapes
 from benchmarks.accuracy import measure_accuracy
 from benchmarks.busy import measure_busy
+from benchmarks.formats_asked import add_formats, check_formats, formats
+from benchmarks.kept import DTYPES, FLOAT32, Kept
 from benchmarks.measure import Result, measure
-from benchmarks.peers import DTYPES, OPTIMIZERS, STATE_DTYPES, bytes_held
+from benchmarks.peers import OPTIMIZERS, bytes_held
 from benchmarks.progress import Progress
 from benchmarks.training import AVERAGING, COLD, STEP, TRAINING
 from benchmarks.workloads import QUICK, Workload, count_sweep, load, size_sweep, standard
@@ -59,6 +61,11 @@ def add_views(parser: argparse.ArgumentParser) -> None:
         help="only: ns an element of our kernels for each instruction set, one thread",
     )  # fmt: skip
     only.add_argument(
+        "--memory", action="store_true",
+        help="only: bytes an element that a step, state_dict() and load_state_dict() take at their "
+        "peak, for every format",
+    )  # fmt: skip
+    only.add_argument(
         "--sharded", action="store_true",
         help="only: AdamW's steps of DTensors, as fully_shard has them, on one thread of two "
         "processes (on a GPU of one)",
@@ -76,14 +83,7 @@ def parse_arguments() -> argparse.Namespace:
         "--workload", action="append", help=f"a JSON file with shapes, or one of: {known}"
     )
     parser.add_argument("--optimizer", action="append", choices=list(OPTIMIZERS))
-    parser.add_argument(
-        "--dtype", action="append", choices=DTYPES,
-        help="may be given several times (default: float32; a whole run has a few rows of others)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--state-dtype", choices=STATE_DTYPES,
-        help="of our states (default: the parameters'); the others keep theirs",
-    )  # fmt: skip
+    add_formats(parser)
     parser.add_argument("--rounds", type=int, help="rounds a workload (default: 25, quick: 6)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -99,6 +99,7 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"{name} is no JSON file, and none of {', '.join(standard('cuda'))}")
     if options.in_cache and options.device != "cpu":
         parser.error("--in-cache is about the kernels of the CPU")
+    check_formats(parser, options)
     return options
 
 
@@ -108,7 +109,7 @@ class Row(NamedTuple):
     optimizer: str
     workload: Workload
     view: str = STEP
-    dtype: str = "float32"
+    kept: Kept = FLOAT32
 
 
 class Plan:
@@ -121,40 +122,42 @@ class Plan:
         names = options.workload or usual
         self.workloads = [known[n] if n in known else load(pathlib.Path(n)) for n in names]
         self.optimizers = options.optimizer or list(OPTIMIZERS)
-        self.dtypes = list(dict.fromkeys(options.dtype or ["float32"]))
+        self.formats = formats(options, ["float32"])
         self.rounds = options.rounds or (6 if options.quick else 25)
         self.is_asked = bool(options.workload or options.optimizer)
-        is_part = options.quick or options.cold or options.dtype or options.state_dtype
+        is_part = options.quick or options.cold or options.dtype or self.formats != [FLOAT32]
         is_whole = not (self.is_asked or is_part)
-        self.rows = [row for dtype in self.dtypes for row in self.rows_in(dtype)]
+        self.rows = [row for kept in self.formats for row in self.rows_in(kept)]
+        self.rows = [row for row in self.rows if not peers.refusal(row.optimizer, row.kept)]
         if is_whole:
             elsewhere = [known[n] for n in ELSEWHERE]
-            self.rows += [Row(o, w, dtype=d) for d in HALVES for w in elsewhere for o in IN_HALVES]
+            halves = [Kept(dtype) for dtype in HALVES]
+            self.rows += [Row(o, w, kept=k) for k in halves for w in elsewhere for o in IN_HALVES]
         self.sweep = [*count_sweep(), *size_sweep()] if is_whole else []
 
-    def rows_in(self, dtype: str) -> list[Row]:
+    def rows_in(self, kept: Kept) -> list[Row]:
         """The steps of every workload, and of some with what surrounds them or out of memory."""
         if self.options.cold:
             names = self.options.optimizer or COLD_OPTIMIZERS
-            return [Row(o, w, COLD, dtype) for w in self.workloads for o in names]
+            return [Row(o, w, COLD, kept) for w in self.workloads for o in names]
         elsewhere = [self.known[n] for n in ELSEWHERE if not self.options.quick]
         chosen = [o for o in self.optimizers if self.is_asked or o in EVERYWHERE]
         rows = [
-            Row(o, w, STEP, dtype)
+            Row(o, w, STEP, kept)
             for w in self.workloads
             for o in self.optimizers
             if o in chosen or w in elsewhere
         ]
         optimizer, name = TRAINED_QUICKLY
         if self.options.quick and not self.is_asked:
-            rows.append(Row(optimizer, self.known[name], TRAINING, dtype))
+            rows.append(Row(optimizer, self.known[name], TRAINING, kept))
         if not self.options.quick:
             trained = [self.known[n] for n in TRAINED if self.known[n] in self.workloads]
             averaged = [o for o in chosen if o in AVERAGED]
-            rows += [Row(o, w, TRAINING, dtype) for w in trained for o in chosen]
-            rows += [Row(o, w, AVERAGING, dtype) for w in trained for o in averaged]
+            rows += [Row(o, w, TRAINING, kept) for w in trained for o in chosen]
+            rows += [Row(o, w, AVERAGING, kept) for w in trained for o in averaged]
             cold = [self.known[n] for n in COLD_WORKLOADS if self.known[n] in self.workloads]
-            rows += [Row(o, w, COLD, dtype) for w in cold for o in chosen if o in COLD_OPTIMIZERS]
+            rows += [Row(o, w, COLD, kept) for w in cold for o in chosen if o in COLD_OPTIMIZERS]
         return rows
 
     def run(self, progress: Progress, content: report.Content) -> None:
@@ -164,8 +167,7 @@ class Plan:
             progress.begin(f"{row.optimizer}, {row.workload.name}")
             result = measure(
                 row.optimizer, row.workload, self.rounds, self.options.threads,
-                self.options.device, row.view, row.dtype,
-                compiled=not self.options.quick, state_dtype=self.options.state_dtype,
+                self.options.device, row.view, row.kept, compiled=not self.options.quick,
                 after_round=progress.after_round,
             )  # fmt: skip
             progress.end(result)
@@ -174,7 +176,7 @@ class Plan:
             return result
 
         def order(r: Result) -> tuple[str, int, int]:
-            return r.view, DTYPES.index(r.dtype), self.optimizers.index(r.optimizer)
+            return r.view, DTYPES.index(r.kept.dtype), self.optimizers.index(r.optimizer)
 
         for row in self.rows:
             content.results.append(one(row))
@@ -183,7 +185,7 @@ class Plan:
 
     def fits(self, workload: Workload) -> bool:
         """Whether memory holds two implementations and the roof."""
-        needed = 3 * workload.elements * bytes_held(SWEPT, "float32")
+        needed = 3 * workload.elements * bytes_held(SWEPT, FLOAT32)
         return memory.available(self.options.device) > needed
 
 
@@ -196,9 +198,12 @@ def run_steps(options: argparse.Namespace, content: report.Content, console: Con
 
 def run_accuracy(options: argparse.Namespace, content: report.Content, console: Console) -> None:
     quick = EVERYWHERE if options.quick and not options.workload else list(OPTIMIZERS)
+    kept = Kept("float32", options.state_dtype, None, options.stochastic_rounding)
     for optimizer in options.optimizer or quick:
+        if peers.refusal(optimizer, kept):
+            continue
         console.print(f"accuracy of {optimizer} after 100 steps")
-        rows = measure_accuracy(optimizer, options.device, not options.quick, options.state_dtype)
+        rows = measure_accuracy(optimizer, options.device, not options.quick, kept)
         content.accuracy[optimizer] = rows
 
 
@@ -209,16 +214,22 @@ def run_busy(options: argparse.Namespace, content: report.Content, console: Cons
 
 
 def run_in_cache(options: argparse.Namespace, content: report.Content, console: Console) -> None:
-    optimizers, dtypes = options.optimizer or OPTIMIZERS, options.dtype or in_cache.DTYPES
+    every = itertools.product(options.optimizer or OPTIMIZERS, formats(options, in_cache.DTYPES))
+    asked = [(optimizer, kept) for optimizer, kept in every if not peers.refusal(optimizer, kept)]
     rounds = options.rounds or in_cache.ROUNDS
     passes: list[list[dict[str, Any]]] = []
     for number in range(1, in_cache.PASSES + 1):
         console.print(f"in the cache, pass {number} of {in_cache.PASSES}")
         passes.append([])
-        for optimizer, dtype in itertools.product(optimizers, dtypes):
-            rows = in_cache.measure_in_cache(optimizer, dtype, options.state_dtype, rounds)
-            passes[-1] += rows
+        for optimizer, kept in asked:
+            passes[-1] += in_cache.measure_in_cache(optimizer, kept, rounds)
         content.in_cache = in_cache.medians(passes)
+
+
+def run_memory(options: argparse.Namespace, content: report.Content, console: Console) -> None:
+    for optimizer in options.optimizer or footprint.OPTIMIZERS:
+        console.print(f"memory of {optimizer}")
+        content.memory += footprint.measure_footprint(optimizer, options.device)
 
 
 def run_sharded(options: argparse.Namespace, content: report.Content, console: Console) -> None:
@@ -236,7 +247,7 @@ def run_sharded(options: argparse.Namespace, content: report.Content, console: C
 def write(options: argparse.Namespace, content: report.Content) -> None:
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
-    views = ("busy", "in_cache", "sharded")
+    views = ("busy", "in_cache", "memory", "sharded")
     name = next((view for view in views if getattr(options, view)), "steps")
     report.write_json(folder / f"{name}.json", content)
     drawn: list[tuple[str, Callable[..., bool]]] = [
@@ -253,7 +264,10 @@ def write(options: argparse.Namespace, content: report.Content) -> None:
 
 def runs(options: argparse.Namespace) -> list[Callable[..., None]]:
     """What a command measures, in turn."""
-    only = {"busy": run_busy, "in_cache": run_in_cache, "sharded": run_sharded, "cold": run_steps}
+    only = {
+        "busy": run_busy, "in_cache": run_in_cache, "memory": run_memory, "sharded": run_sharded,
+        "cold": run_steps,
+    }  # fmt: skip
     asked = [run for view, run in only.items() if getattr(options, view)]
     return asked or [run_steps, run_accuracy]
 

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers import OURS, name_of
+from benchmarks.kept import Kept
+from benchmarks.peers import OURS
 
 #: Optimizer, workload, dtype, view.
 Key = tuple[str, str, str, str]
@@ -50,14 +51,11 @@ def spread(row: dict[str, Any], reference: str) -> tuple[float, float, float]:
     return statistics.median(ratios), quantiles[0], quantiles[-1]
 
 
-def dtype_name(row: dict[str, Any]) -> str:
-    """Older files name no dtype, as all was measured in float32, and none of states."""
-    return name_of(row.get("dtype", "float32"), row.get("state_dtype"))
-
-
 def by_key(content: dict[str, Any]) -> dict[Key, dict[str, Any]]:
     """The rows of a file."""
-    return {(r["optimizer"], r["workload"], dtype_name(r), r["view"]): r for r in content["steps"]}
+    return {
+        (r["optimizer"], r["workload"], Kept.of_row(r).name, r["view"]): r for r in content["steps"]
+    }
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:

@@ -10,11 +10,13 @@ import functools
 import inspect
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from benchmarks.clock import Clock
+from benchmarks.kept import FLOAT32, Kept
 from benchmarks.measure import Stepper, make_groups
 from benchmarks.peers import OURS, Implementation, bytes_held, implementations
 from benchmarks.workloads import Workload
@@ -32,9 +34,10 @@ PASSES = 3
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
-def sizes(optimizer: str, dtype: str, state_dtype: str | None = None) -> tuple[int, int]:
-    """Elements of the smaller and the larger tensor."""
-    larger = LARGER_BYTES // bytes_held(optimizer, dtype, state_dtype)
+def sizes(optimizer: str, kept: Kept) -> tuple[int, int]:
+    """Elements of the smaller and the larger tensor, which both have states in 8 bits where these
+    are asked for."""
+    larger = int(LARGER_BYTES / bytes_held(optimizer, kept))
     smaller = larger // SHARE
     return smaller // MULTIPLE * MULTIPLE, larger // MULTIPLE * MULTIPLE
 
@@ -62,12 +65,12 @@ def bare(implementation: Implementation, workload: Workload, dtype: str) -> Step
     return Stepper(functools.partial(inspect.unwrap(type(optimizer).step), optimizer))
 
 
-def steppers_of(optimizer: str, dtype: str, state_dtype: str | None) -> list[Stepper]:
+def steppers_of(optimizer: str, kept: Kept) -> list[Stepper]:
     """Our steps of the smaller and the larger tensor."""
-    every = implementations(optimizer, "cpu", state_dtype=state_dtype)
+    every = implementations(optimizer, "cpu", kept=kept)
     ours = next(i for i in every if i.name == OURS)
-    workloads = [Workload("", [[(size,)]]) for size in sizes(optimizer, dtype, state_dtype)]
-    return [bare(ours, workload, dtype) for workload in workloads]
+    workloads = [Workload("", [[(size,)]]) for size in sizes(optimizer, kept)]
+    return [bare(ours, workload, kept.dtype) for workload in workloads]
 
 
 def fastest(
@@ -98,25 +101,22 @@ def fastest(
 
 
 def measure_in_cache(
-    optimizer: str,
-    dtype: str,
-    state_dtype: str | None = None,
-    rounds: int = ROUNDS,
+    optimizer: str, kept: Kept = FLOAT32, rounds: int = ROUNDS
 ) -> list[dict[str, Any]]:
-    """An optimizer's own kernels in one dtype.
+    """An optimizer's own kernels with tensors of one kind.
 
     Returns:
         A row for each instruction set: ``ns`` an element, and ``cycles``, None where the clock
         cannot be told.
     """
     torch.set_num_threads(1)
-    smaller, larger = sizes(optimizer, dtype, state_dtype)
+    smaller, larger = sizes(optimizer, kept)
     isas, clock = list(supported_isas()), Clock()
-    make = functools.partial(steppers_of, optimizer, dtype, state_dtype)
+    make = functools.partial(steppers_of, optimizer, kept)
     rows = []
     for isa, times in zip(isas, fastest(make, isas, rounds, clock.look), strict=True):
         seconds = (times[1] - times[0]) / (larger - smaller)
-        row = {"optimizer": optimizer, "dtype": dtype, "state_dtype": state_dtype, "isa": isa}
+        row = {"optimizer": optimizer, **asdict(kept), "isa": isa}
         rows.append({**row, "ns": seconds * 1e9, "cycles": clock.cycles(seconds)})
     return rows
 

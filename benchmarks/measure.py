@@ -12,22 +12,21 @@ import torch
 from torch.utils.benchmark.utils.timer import timer as synchronized_clock
 
 from benchmarks import memory
+from benchmarks.kept import FLOAT32, Kept
 from benchmarks.peers import (
     OURS,
     Implementation,
     bytes_held,
     bytes_moved,
-    bytes_of,
     implementations,
-    name_of,
     wrong,
 )
 from benchmarks.training import (
     AVERAGING,
     COLD,
-    EXTRA_ACCESSES,
     STEP,
     empty_caches,
+    extra_bytes,
     in_one_call,
     in_torchs_calls,
 )
@@ -51,11 +50,9 @@ class Result:
     device: str
     tensors: int
     elements: int
-    bytes_per_element: int
+    bytes_per_element: float
     view: str = STEP
-    dtype: str = "float32"
-    #: Of our states, where it is not the parameters'.
-    state_dtype: str | None = None
+    kept: Kept = FLOAT32
     samples: dict[str, list[float]] = field(default_factory=dict)
     #: On a GPU: until step() has returned, in seconds; on the CPU that is the step's time.
     host: dict[str, list[float]] = field(default_factory=dict)
@@ -69,12 +66,7 @@ class Result:
     @property
     def label(self) -> str:
         """The optimizer, and the dtype if it is not float32."""
-        name = self.dtype_name
-        return self.optimizer if name == "float32" else f"{self.optimizer}, {name}"
-
-    @property
-    def dtype_name(self) -> str:
-        return name_of(self.dtype, self.state_dtype)
+        return self.optimizer if self.kept == FLOAT32 else f"{self.optimizer}, {self.kept.name}"
 
     def median(self, name: str) -> float:
         return statistics.median(self.samples[name])
@@ -125,7 +117,9 @@ class Result:
             if name != OURS
         }
         derived = {"ratio": self.ratio, "best_torch": self.best_torch, "bandwidth": self.bandwidth}
-        return {**asdict(self), **derived, "roof_share": self.roof_share, "ratios": peers}
+        row = asdict(self)
+        row |= row.pop("kept")
+        return {**row, **derived, "roof_share": self.roof_share, "ratios": peers}
 
 
 def make_groups(workload: Workload, device: str, dtype: str = "float32") -> list[dict[str, Any]]:
@@ -146,9 +140,9 @@ def make_groups(workload: Workload, device: str, dtype: str = "float32") -> list
     return groups
 
 
-def roof_step(elements: int, bytes_per_element: int, device: str) -> Callable[[], object]:
+def roof_step(elements: int, bytes_per_element: float, device: str) -> Callable[[], object]:
     """Moves as many bytes: 8 an element, read and written."""
-    tensor = torch.ones(elements * bytes_per_element // 8, device=device)
+    tensor = torch.ones(round(elements * bytes_per_element / 8), device=device)
     if device == "cpu":
         return lambda: tensor.mul_(1.0)
     target = torch.empty_like(tensor)
@@ -206,14 +200,13 @@ def prepared(
 def prepare_all(result: Result, workload: Workload, compiled: bool) -> dict[str, Stepper]:
     """A stepper for every implementation that works and that memory has room for."""
     steppers: dict[str, Stepper] = {}
-    average = bytes_of(result.dtype) * (result.view == AVERAGING)
-    held = max(bytes_held(result.optimizer, result.dtype, s) for s in (None, result.state_dtype))
+    kept, dtype = result.kept, result.kept.dtype
+    average = kept.average_bytes * (result.view == AVERAGING)
+    held = max(bytes_held(result.optimizer, k) for k in (kept, kept.without_options))
     needed = workload.elements * (held + average)
     # The roof's tensors, and what torch's own implementations allocate in a step.
     reserve = workload.elements * result.bytes_per_element + needed
-    for implementation in implementations(
-        result.optimizer, result.device, compiled, result.state_dtype
-    ):
+    for implementation in implementations(result.optimizer, result.device, compiled, kept):
         name, limit = implementation.name, implementation.max_tensors
         if limit is not None and workload.tensors > limit:
             result.errors[name] = f"left out: its compilation takes minutes above {limit} tensors"
@@ -221,9 +214,9 @@ def prepare_all(result: Result, workload: Workload, compiled: bool) -> dict[str,
             result.errors[name] = "left out: no memory for one more"
         else:
             try:
-                reason = wrong(implementation, result.dtype, result.device)
+                reason = wrong(implementation, dtype, result.device)
                 steppers[name] = prepared(
-                    implementation, workload, result.device, result.view, result.dtype
+                    implementation, workload, result.device, result.view, dtype
                 )
                 if reason:
                     result.wrong[name] = reason
@@ -241,15 +234,14 @@ def measure(
     threads: int,
     device: str = "cpu",
     view: str = STEP,
-    dtype: str = "float32",
+    kept: Kept = FLOAT32,
     compiled: bool = True,
-    state_dtype: str | None = None,
     after_round: Callable[[], object] = lambda: None,
 ) -> Result:
     """Times every implementation, one block each a round, in an order that turns."""
-    moved = bytes_moved(optimizer, dtype, state_dtype) + EXTRA_ACCESSES[view] * bytes_of(dtype)
+    moved = bytes_moved(optimizer, kept, workload.sizes) + extra_bytes(view, kept)
     counts = (workload.tensors, workload.elements, moved)
-    result = Result(workload.name, optimizer, device, *counts, view, dtype, state_dtype)
+    result = Result(workload.name, optimizer, device, *counts, view, kept)
     steppers = prepare_all(result, workload, compiled)
     if view == STEP:
         for name, stepper in steppers.items():

@@ -9,16 +9,13 @@ from typing import Any
 import torch
 
 import fused_optim
+from benchmarks.kept import FLOAT32, Kept, bytes_of
+from fused_optim import _C
 from fused_optim.optimizer import FUSED_CLASSES
 
 OURS = "fused_optim"
 FOR_LOOP = "torch for-loop"
 FUSED = "torch fused"
-
-#: What parameters, gradients and states are made of.
-DTYPES = ["float32", "bfloat16", "float16", "float64"]
-#: What our states alone can be made of, whatever the parameters are.
-STATE_DTYPES = ["float32", "bfloat16"]
 
 #: What a fused class is compared with as "torch": the class that it replaces, or for one that torch
 #: lacks, the one in PyTorch operations that it falls back to.
@@ -35,50 +32,60 @@ _SPELLED_OUT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _accesses(name: str, options: dict[str, Any]) -> int:
-    """How often a step goes to memory for an element: each tensor is read once, each but the
-    gradient written once. States of one element don't count."""
+def _states(name: str, options: dict[str, Any]) -> list[str]:
+    """The states of the parameter's shape."""
     param = torch.zeros(2, requires_grad=True)
     param.grad = torch.zeros(2)
     optimizer = getattr(fused_optim, name)([param], **options)
     optimizer.step()
-    states = sum(state.shape == param.shape for state in optimizer.state[param].values())
-    return 3 + 2 * states
+    return [k for k, state in optimizer.state[param].items() if state.shape == param.shape]
 
 
-def _optimizers() -> dict[str, tuple[str, dict[str, Any], int]]:
+def _optimizers() -> dict[str, tuple[str, dict[str, Any], list[str]]]:
     spelled_out = {name for name, _ in _SPELLED_OUT.values()}
     rest = {name: (name, {}) for name in sorted(PARENTS) if name not in spelled_out}
     everyone = {**_SPELLED_OUT, **rest}
-    return {label: (*entry, _accesses(*entry)) for label, entry in everyone.items()}
+    return {label: (*entry, _states(*entry)) for label, entry in everyone.items()}
 
 
-#: All fused optimizers: class name, options, accesses to memory of a step for each element.
+#: All fused optimizers: class name, options, names of the states of the parameter's shape.
 OPTIMIZERS = _optimizers()
 
 
-def bytes_of(dtype: str) -> int:
-    return getattr(torch, dtype).itemsize
+def refusal(optimizer: str, kept: Kept) -> str | None:
+    """Why our class doesn't keep tensors so, if it doesn't."""
+    if kept.master_bits is not None and kept.dtype != "bfloat16":
+        return f"{kept.dtype} parameters have no masters, bfloat16 ones do"
+    if kept.state_dtype != "int8":
+        return None
+    if kept.dtype == "float64":
+        return "states of float64 parameters can't be in 8 bits"
+    name, _, states = OPTIMIZERS[optimizer]
+    can = dict(_C.moments(getattr(fused_optim, name)._rule))
+    refused = [state for state in states if state not in can]
+    return f"{optimizer}'s {refused[0]} can't be in 8 bits" if refused else None
 
 
-def name_of(dtype: str, state_dtype: str | None = None) -> str:
-    """What tables call a dtype of parameters and gradients, and another one of states."""
-    return dtype if state_dtype is None else f"{dtype}, states {state_dtype}"
+#: A tensor that is large enough for whatever format.
+LARGE = [1 << 20]
 
 
-def states_of(optimizer: str) -> int:
-    """How many states of the parameter's shape it has."""
-    return (OPTIMIZERS[optimizer][2] - 3) // 2
+def _mean_state_bytes(kept: Kept, sizes: list[int]) -> float:
+    """Of tensors with so many elements each: small ones keep float32 states."""
+    return sum(n * kept.state_bytes(n) for n in sizes) / max(1, sum(sizes))
 
 
-def bytes_moved(optimizer: str, dtype: str, state_dtype: str | None = None) -> int:
-    """Bytes a step moves an element: the gradient's once, all others twice."""
-    return 3 * bytes_of(dtype) + 2 * states_of(optimizer) * bytes_of(state_dtype or dtype)
+def bytes_moved(optimizer: str, kept: Kept, sizes: list[int] = LARGE) -> float:
+    """Bytes a step moves an element, of tensors with so many elements each: the gradient's once,
+    all others twice."""
+    states = len(OPTIMIZERS[optimizer][2]) * _mean_state_bytes(kept, sizes)
+    return 3 * bytes_of(kept.dtype) + 2 * kept.remainder_bytes + 2 * states
 
 
-def bytes_held(optimizer: str, dtype: str, state_dtype: str | None = None) -> int:
+def bytes_held(optimizer: str, kept: Kept, sizes: list[int] = LARGE) -> float:
     """Bytes an element that parameter, gradient and states take."""
-    return 2 * bytes_of(dtype) + states_of(optimizer) * bytes_of(state_dtype or dtype)
+    states = len(OPTIMIZERS[optimizer][2]) * _mean_state_bytes(kept, sizes)
+    return 2 * bytes_of(kept.dtype) + kept.remainder_bytes + states
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,16 @@ PEERS = {
             "Lion": ("bitsandbytes.optim:Lion32bit", {}),
         },
     ),
+    "bitsandbytes 8-bit": Peer(
+        ("cpu", "cuda"),
+        {
+            "SGD": ("bitsandbytes.optim:SGD8bit", {}),
+            "Adam": ("bitsandbytes.optim:Adam8bit", {}),
+            "AdamW": ("bitsandbytes.optim:AdamW8bit", {}),
+            "RMSprop": ("bitsandbytes.optim:RMSprop8bit", {}),
+            "Lion": ("bitsandbytes.optim:Lion8bit", {}),
+        },
+    ),
     "torchao 8-bit": Peer(
         ("cpu", "cuda"),
         {
@@ -176,22 +193,19 @@ def absent(device: str) -> list[str]:
 
 
 def implementations(
-    optimizer: str, device: str, compiled: bool = True, state_dtype: str | None = None
+    optimizer: str, device: str, compiled: bool = True, kept: Kept = FLOAT32
 ) -> Iterator[Implementation]:
     """All implementations of an optimizer for this device that are installed here; on request
-    without those that torch.compile has to compile first, and ours with states of another dtype."""
-    for implementation in _implementations(optimizer, device, state_dtype):
+    without those that torch.compile has to compile first, and ours with fewer bytes."""
+    for implementation in _implementations(optimizer, device, kept):
         if compiled or implementation.max_tensors is None:
             yield implementation
 
 
-def _implementations(
-    optimizer: str, device: str, state_dtype: str | None
-) -> Iterator[Implementation]:
+def _implementations(optimizer: str, device: str, kept: Kept) -> Iterator[Implementation]:
     name, options, _ = OPTIMIZERS[optimizer]
     fused_class, torch_class = getattr(fused_optim, name), PARENTS[name]
-    own = {} if state_dtype is None else {"state_dtype": getattr(torch, state_dtype)}
-    yield Implementation(OURS, lambda groups: fused_class(groups, **options, **own))
+    yield Implementation(OURS, lambda groups: fused_class(groups, **options, **kept.options))
     yield Implementation(FOR_LOOP, lambda g: torch_class(g, foreach=False, **options))
     yield Implementation("torch foreach", lambda g: torch_class(g, foreach=True, **options))
     if "fused" in torch_class([torch.zeros(1)]).defaults:

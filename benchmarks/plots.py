@@ -26,6 +26,7 @@ COLORS = {
     "Apex": "#76b900",
     "Transformer Engine": "#486b00",
     "bitsandbytes": "#b5a300",
+    "bitsandbytes 8-bit": "#6b6200",
     "torchao 8-bit": "#e377c2",
     "optimi": "#17a2b8",
 }

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 import fused_optim
+from benchmarks.footprint import memory_table
+from benchmarks.kept import Kept
 from benchmarks.measure import ROOFS, Result
-from benchmarks.peers import OURS, name_of
+from benchmarks.peers import OURS
 from benchmarks.training import STEP, VIEWS
 from fused_optim import _C
 
@@ -31,6 +33,7 @@ class Content:
     accuracy: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     busy: list[dict[str, Any]] = field(default_factory=list)
     in_cache: list[dict[str, Any]] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
     sharded: list[dict[str, Any]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
@@ -124,7 +127,7 @@ def step_table(results: list[Result], title: str) -> Table:
         _, low, high = r.quantiles(r.best_torch)
         share = "-" if r.roof_share is None else f"{r.roof_share:.0%}"
         table.add_row(
-            r.optimizer, r.workload, r.dtype_name, *cells, f"[bold]{r.ratio:.2f}[/bold]",
+            r.optimizer, r.workload, r.kept.name, *cells, f"[bold]{r.ratio:.2f}[/bold]",
             f"{low:.2f}-{high:.2f}", f"{r.bandwidth / 1e9:.1f}", share,
         )  # fmt: skip
     return table
@@ -151,7 +154,8 @@ def cost_table(results: list[Result]) -> Table:
             if name in r.host:
                 parts.append(milliseconds(sorted(r.host[name])[len(r.host[name]) // 2]))
             cells.append(", ".join(parts))
-        table.add_row(r.optimizer, r.workload, r.dtype_name, str(r.bytes_per_element), *cells)
+        moved = f"{r.bytes_per_element:.4g}"
+        table.add_row(r.optimizer, r.workload, r.kept.name, moved, *cells)
     return table
 
 
@@ -200,7 +204,7 @@ def in_cache_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(isa, justify="right")
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        key = row["optimizer"], name_of(row["dtype"], row["state_dtype"])
+        key = row["optimizer"], Kept.of_row(row).name
         text = f"{row['ns']:.3f}" + (f" ({row['cycles']:.2f})" if has_cycles else "")
         cells.setdefault(key, {})[row["isa"]] = text
     for key, by_isa in cells.items():
@@ -257,6 +261,8 @@ def tables(content: Content) -> list[Table]:
         shown.append(busy_table(content.busy))
     if content.in_cache:
         shown.append(in_cache_table(content.in_cache))
+    if content.memory:
+        shown.append(memory_table(content.memory))
     if content.sharded:
         shown.append(sharded_table(content.sharded))
     return shown
@@ -279,6 +285,7 @@ def write_json(path: pathlib.Path, content: Content) -> None:
         "absent": content.absent,
         "busy": content.busy,
         "in_cache": content.in_cache,
+        "memory": content.memory,
         "sharded": content.sharded,
     }
     path.write_text(json.dumps(data, indent=1) + "\n")

@@ -9,14 +9,13 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks.kept import Kept, bytes_of
+
 #: The views: the step alone; clipping, step and zero_grad; the same with an average.
 STEP, TRAINING, AVERAGING = "step", "clip + step + zero_grad", "clip + step + zero_grad + average"
 #: And the step alone, out of memory.
 COLD = "cold step"
 VIEWS = [STEP, TRAINING, AVERAGING, COLD]
-#: Their accesses to memory for an element besides the step's: the norm reads the gradient, zeroing
-#: writes it, averaging reads and writes the average.
-EXTRA_ACCESSES = {STEP: 0, TRAINING: 1 + 1, AVERAGING: 1 + 1 + 2, COLD: 0}
 #: The views whose functions around the step are torch's, or part of ours.
 SURROUNDED = [TRAINING, AVERAGING]
 
@@ -24,6 +23,13 @@ SURROUNDED = [TRAINING, AVERAGING]
 COLD_BYTES = 96_000_000
 
 MAX_NORM, DECAY = 1.0, 0.999
+
+
+def extra_bytes(view: str, kept: Kept) -> int:
+    """Bytes an element that are moved besides the step's: the norm reads the gradient, zeroing
+    writes it, averaging reads and writes the average."""
+    of_gradient = 2 * bytes_of(kept.dtype) if view in SURROUNDED else 0
+    return of_gradient + (2 * kept.average_bytes if view == AVERAGING else 0)
 
 
 @functools.cache

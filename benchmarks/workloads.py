@@ -22,7 +22,12 @@ class Workload:
 
     @property
     def elements(self) -> int:
-        return sum(math.prod(shape) for group in self.groups for shape in group)
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each tensor."""
+        return [math.prod(shape) for group in self.groups for shape in group]
 
     @property
     def tensors(self) -> int:

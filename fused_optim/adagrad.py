@@ -29,8 +29,10 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad, rule="Adagrad"):
         foreach, fused, differentiable: as in torch; ``foreach=True``, ``fused=False`` and
             ``differentiable=True`` ask for torch's own implementation, which also takes sparse
             gradients.
-        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group, state_dtype,
-            master_bits, stochastic_rounding, rounding_seed: see :class:`FusedOptimizer`.
+        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group: see
+            :class:`FusedOptimizer`.
+        state_dtype, master_bits, stochastic_rounding, rounding_seed: see
+            :class:`FusedOptimizer`.
 
     State: ``step`` and ``sum`` :math:`s`, of the parameter's shape and dtype, from construction on.
 

@@ -34,8 +34,10 @@ class Adam(FusedOptimizer, torch.optim.Adam, rule="Adam"):
         decoupled_weight_decay (bool): decay as in :class:`AdamW`.
         capturable, foreach, fused, differentiable: as in torch; ``foreach=True``,
             ``fused=False`` and ``differentiable=True`` ask for torch's own implementation.
-        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group, state_dtype,
-            master_bits, stochastic_rounding, rounding_seed: see :class:`FusedOptimizer`.
+        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group: see
+            :class:`FusedOptimizer`.
+        state_dtype, master_bits, stochastic_rounding, rounding_seed: see
+            :class:`FusedOptimizer`.
 
     State: ``step`` (a scalar), ``exp_avg``, ``exp_avg_sq`` and with amsgrad ``max_exp_avg_sq``,
     of the parameter's shape and dtype.

@@ -28,8 +28,10 @@ class Adamax(FusedOptimizer, torch.optim.Adamax, rule="Adamax"):
         maximize (bool): step along the gradient instead of against it.
         capturable (bool): whether steps may be captured in CUDA graphs.
         foreach, differentiable: as in torch; ``True`` asks for torch's own implementation.
-        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group, state_dtype,
-            master_bits, stochastic_rounding, rounding_seed: see :class:`FusedOptimizer`.
+        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group: see
+            :class:`FusedOptimizer`.
+        state_dtype, master_bits, stochastic_rounding, rounding_seed: see
+            :class:`FusedOptimizer`.
 
     State: ``step``, ``exp_avg`` :math:`m` and ``exp_inf`` :math:`u`, the latter two of the
     parameter's shape and dtype.

@@ -31,8 +31,10 @@ class ASGD(FusedOptimizer, torch.optim.ASGD, rule="ASGD"):
         maximize (bool): step along the gradient instead of against it.
         capturable (bool): whether steps may be captured in CUDA graphs.
         foreach, differentiable: as in torch; ``True`` asks for torch's own implementation.
-        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group, state_dtype,
-            master_bits, stochastic_rounding, rounding_seed: see :class:`FusedOptimizer`.
+        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group: see
+            :class:`FusedOptimizer`.
+        state_dtype, master_bits, stochastic_rounding, rounding_seed: see
+            :class:`FusedOptimizer`.
 
     State: ``step``, ``eta`` :math:`\eta` and ``mu`` :math:`\mu` (one element each), and ``ax``
     :math:`\bar\theta`, of the parameter's shape and dtype: the average to evaluate.

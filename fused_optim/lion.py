@@ -30,8 +30,10 @@ class Lion(FusedOptimizer, LionForLoop, rule="Lion"):
         capturable (bool): whether steps may be captured in CUDA graphs.
         foreach, differentiable: as in torch; ``True`` asks for the implementation in PyTorch
             operations.
-        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group, state_dtype,
-            master_bits, stochastic_rounding, rounding_seed: see :class:`FusedOptimizer`.
+        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group: see
+            :class:`FusedOptimizer`.
+        state_dtype, master_bits, stochastic_rounding, rounding_seed: see
+            :class:`FusedOptimizer`.
 
     State: ``exp_avg`` :math:`m`, of the parameter's shape and dtype.
 

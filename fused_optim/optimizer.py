@@ -103,9 +103,9 @@ class FusedOptimizer(_Base):
             group, plain parameters are shards, of which each of its ranks has some (FSDP1,
             ZeroRedundancyOptimizer), and what disjoint meshes (pipeline stages) have is added up.
             All its ranks step together. Copies of the optimizer share it, a pickle has none.
-        state_dtype (torch.float32, torch.bfloat16, torch.int8, or a dict of these by name of a
-            state): the dtype of states of the parameter's shape, also a key of a group (default:
-            None, the parameter's for new states, and what exists or is loaded stays as it is).
+        state_dtype (torch.float32, torch.bfloat16, torch.int8, or a dict by name of a state): the
+            dtype of states of the parameter's shape, also a key of a group (default: None, the
+            parameter's for new states, and what exists or is loaded stays as it is).
             float32 for bfloat16 or float16 parameters: moments keep 24 bits. bfloat16 for float32
             parameters: AdamW moves 20 bytes an element instead of 28. All is computed in float32
             (float64 for float64 parameters) and rounded to nearest once, when it is stored.

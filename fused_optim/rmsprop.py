@@ -31,8 +31,10 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop, rule="RMSprop"):
         maximize (bool): step along the gradient instead of against it.
         capturable, foreach, differentiable: as in torch; ``foreach=True`` and
             ``differentiable=True`` ask for torch's own implementation.
-        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group, state_dtype,
-            master_bits, stochastic_rounding, rounding_seed: see :class:`FusedOptimizer`.
+        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group: see
+            :class:`FusedOptimizer`.
+        state_dtype, master_bits, stochastic_rounding, rounding_seed: see
+            :class:`FusedOptimizer`.
 
     State: ``step`` (a scalar), ``square_avg``, with momentum ``momentum_buffer``, if centered
     ``grad_avg``, of the parameter's shape and dtype.

@@ -28,8 +28,10 @@ class SGD(FusedOptimizer, torch.optim.SGD, rule="SGD"):
         maximize (bool): step along the gradient instead of against it.
         foreach, fused, differentiable: as in torch; ``foreach=True``, ``fused=False`` and
             ``differentiable=True`` ask for torch's own implementation.
-        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group, state_dtype,
-            master_bits, stochastic_rounding, rounding_seed: see :class:`FusedOptimizer`.
+        max_grad_norm, skip_nonfinite, zero_grads, ema_decay, ema_dtype, norm_group: see
+            :class:`FusedOptimizer`.
+        state_dtype, master_bits, stochastic_rounding, rounding_seed: see
+            :class:`FusedOptimizer`.
 
     State: ``momentum_buffer``, of the parameter's shape and dtype, where momentum is not 0.
 

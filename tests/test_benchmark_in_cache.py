@@ -9,14 +9,19 @@ from benchmark_runs import run
 from twins import SUPPORTED_ISAS
 
 import fused_optim._C as _C
-from benchmarks import clock, in_cache, peers, report, workloads
+from benchmarks import clock, in_cache, kept, peers, report, workloads
 
 
 @pytest.mark.parametrize("dtype", in_cache.DTYPES)
 def test_all_operands_fit_the_cache_and_fill_most_of_their_part(dtype):
-    for optimizer, state_dtype in itertools.product(peers.OPTIMIZERS, [None, *peers.STATE_DTYPES]):
-        smaller, larger = in_cache.sizes(optimizer, dtype, state_dtype)
-        held = peers.bytes_held(optimizer, dtype, state_dtype)
+    every = [kept.Kept(dtype, state_dtype) for state_dtype in (None, *kept.STATE_DTYPES)]
+    every += [kept.Kept(dtype, "int8", bits, True) for bits in (32, 24)]
+    for optimizer, tensors in itertools.product(peers.OPTIMIZERS, every):
+        if peers.refusal(optimizer, tensors):
+            continue
+        smaller, larger = in_cache.sizes(optimizer, tensors)
+        held = peers.bytes_held(optimizer, tensors)
+        assert smaller >= kept.FEWEST_IN_CODES or tensors.state_dtype != "int8"
         assert 0.9 * in_cache.LARGER_BYTES < larger * held <= in_cache.LARGER_BYTES <= 256 * 1024
         assert smaller % in_cache.MULTIPLE == larger % in_cache.MULTIPLE == 0
         assert 0 < smaller <= larger / in_cache.SHARE
@@ -49,7 +54,7 @@ def planted(monkeypatch):
 
 
 def test_what_a_call_costs_is_not_counted(planted):
-    rows = in_cache.measure_in_cache("Adam", "float32", rounds=11)
+    rows = in_cache.measure_in_cache("Adam", rounds=11)
     assert [row["isa"] for row in rows] == SUPPORTED_ISAS
     for row in rows:
         expected = 2 if row["isa"] == SUPPORTED_ISAS[-1] else 4
@@ -66,7 +71,7 @@ def test_a_place_in_memory_that_suits_no_cache_is_left(planted, monkeypatch):
 
     monkeypatch.setattr(in_cache, "bare", make)
     monkeypatch.setattr(in_cache, "ROUNDS_IN_PLACE", 11)
-    best = in_cache.measure_in_cache("Adam", "float32", rounds=33)[-1]
+    best = in_cache.measure_in_cache("Adam", rounds=33)[-1]
     assert len(made) == 3 * 2 and best["ns"] == pytest.approx(2)
 
 
@@ -80,11 +85,11 @@ def test_a_pass_that_was_disturbed_does_not_count():
 
 def test_the_instruction_set_is_put_back(planted, monkeypatch):
     _C.set_isa(SUPPORTED_ISAS[0])
-    in_cache.measure_in_cache("Adam", "float32", rounds=2)
+    in_cache.measure_in_cache("Adam", rounds=2)
     assert _C.isa() == SUPPORTED_ISAS[0]
     monkeypatch.setattr(Planted, "seconds", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        in_cache.measure_in_cache("Adam", "float32", rounds=2)
+        in_cache.measure_in_cache("Adam", rounds=2)
     assert _C.isa() == SUPPORTED_ISAS[0]
 
 
@@ -97,8 +102,8 @@ def test_it_is_our_kernels_on_one_thread_that_are_timed(monkeypatch):
         return real(implementation, workload, dtype)
 
     monkeypatch.setattr(in_cache, "bare", looked_at)
-    rows = in_cache.measure_in_cache("SGD+momentum", "bfloat16", rounds=3)
-    sizes = in_cache.sizes("SGD+momentum", "bfloat16")
+    rows = in_cache.measure_in_cache("SGD+momentum", kept.Kept("bfloat16"), rounds=3)
+    sizes = in_cache.sizes("SGD+momentum", kept.Kept("bfloat16"))
     assert seen == [(peers.OURS, size, "bfloat16") for size in sizes]
     assert torch.get_num_threads() == 1
     assert all(0 < row["ns"] < 1000 for row in rows)

@@ -4,7 +4,7 @@ import benchmark_runs  # noqa: F401 (makes the benchmarks importable)
 import pytest
 import torch
 
-from benchmarks import accuracy, measure, memory, peers, training, workloads
+from benchmarks import accuracy, kept, measure, memory, peers, training, workloads
 from benchmarks.busy import measure_busy
 
 
@@ -53,21 +53,21 @@ def test_training_views_do_the_same_in_one_call_and_in_torchs(view):
     assert all(("ema" in state) == has_average for state in optimizer.state.values())
 
 
-@pytest.mark.parametrize("dtype", peers.DTYPES)
+@pytest.mark.parametrize("dtype", kept.DTYPES)
 def test_bytes_follow_the_dtype(dtype):
-    size = peers.bytes_of(dtype)
+    size, plain = kept.bytes_of(dtype), kept.Kept(dtype)
     assert size == getattr(torch, dtype).itemsize
-    assert peers.bytes_moved("Adam", dtype) == 7 * size
-    assert peers.bytes_moved("SGD+momentum", dtype) == 5 * size
-    assert peers.bytes_moved("NAdam", dtype) == 7 * size  # mu_product is one element
-    assert peers.bytes_held("Adam", dtype) == 4 * size
+    assert peers.bytes_moved("Adam", plain) == 7 * size
+    assert peers.bytes_moved("SGD+momentum", plain) == 5 * size
+    assert peers.bytes_moved("NAdam", plain) == 7 * size  # mu_product is one element
+    assert peers.bytes_held("Adam", plain) == 4 * size
     workload = workloads.Workload("w", [[(300,)], [(40, 2)]])
     for group in measure.make_groups(workload, "cpu", dtype):
         for p in group["params"]:
             assert p.dtype == p.grad.dtype == getattr(torch, dtype) and p.grad.any()
-    result = measure.measure("Adam", workload, 2, 1, dtype=dtype, compiled=False)
-    assert (result.dtype, result.bytes_per_element) == (dtype, 7 * size)
-    trained = measure.measure("Adam", workload, 2, 1, "cpu", training.AVERAGING, dtype, False)
+    result = measure.measure("Adam", workload, 2, 1, kept=plain, compiled=False)
+    assert (result.kept.dtype, result.bytes_per_element) == (dtype, 7 * size)
+    trained = measure.measure("Adam", workload, 2, 1, "cpu", training.AVERAGING, plain, False)
     assert trained.bytes_per_element == 11 * size
 
 
@@ -102,14 +102,14 @@ def test_a_step_that_leaves_elements_out_is_not_the_best_of_torchs(dtype):
     torch.optim.SGD([param], lr=0.5, fused=True).step()
     is_wrong = bool((param == 1).any())
     small = workloads.Workload("w", [[(64,)]])
-    result = measure.measure("SGD+momentum", small, 2, 1, dtype=dtype, compiled=False)
+    result = measure.measure("SGD+momentum", small, 2, 1, kept=kept.Kept(dtype), compiled=False)
     assert ("torch fused" in result.wrong) == is_wrong
     result.samples["torch fused"] = [1e-9, 1e-9]  # by far the fastest
     assert (result.best_torch == "torch fused") != is_wrong
     assert ("WRONG" in report.time_cell(result, "torch fused")) == is_wrong
     lines = report.remarks(report.Content({}, [result]))
     assert any("leaves elements unchanged" in line for line in lines) == is_wrong
-    assert not measure.measure("Adam", small, 2, 1, dtype=dtype, compiled=False).wrong
+    assert not measure.measure("Adam", small, 2, 1, kept=kept.Kept(dtype), compiled=False).wrong
 
 
 def test_a_wrong_optimizer_is_flagged(monkeypatch):
