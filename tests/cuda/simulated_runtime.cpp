@@ -67,29 +67,50 @@ Stream& stream_of(cudaStream_t stream) {
   std::abort();
 }
 
-int device_at(const void* address) {
+/// The allocation that this address lies in, with its beginning, or nullptr.
+const std::pair<const uintptr_t, Allocation>* allocation_at(const void* address) {
   const auto begin = reinterpret_cast<uintptr_t>(address);
   auto next = allocations().upper_bound(begin);
-  if (next == allocations().begin()) return -1;
+  if (next == allocations().begin()) return nullptr;
   --next;
-  return begin < next->first + next->second.size ? next->second.device : -1;
+  return begin < next->first + next->second.size ? &*next : nullptr;
 }
 
-/// Makes device memory accessible for as long as a kernel or copy runs.
+int device_at(const void* address) {
+  const auto* allocation = allocation_at(address);
+  return allocation == nullptr ? -1 : allocation->second.device;
+}
+
+/// Makes device memory accessible for as long as a kernel or copy runs: where these addresses lie,
+/// or all of it where there are none. Thousands of copies between thousands of tensors would take
+/// long otherwise.
 struct Access {
-  Access() { protect(PROT_READ | PROT_WRITE); }
-  ~Access() { protect(PROT_NONE); }
-  static void protect(int access) {
-    for (const auto& [begin, allocation] : allocations())
-      mprotect(reinterpret_cast<void*>(begin), allocation.size, access);
+  using Addresses = std::vector<const void*>;
+
+  explicit Access(const Addresses& addresses = {}) : addresses_(addresses) {
+    protect(PROT_READ | PROT_WRITE);
   }
+  ~Access() { protect(PROT_NONE); }
+
+ private:
+  void protect(int access) const {
+    const auto protect = [=](const auto& allocation) {
+      mprotect(reinterpret_cast<void*>(allocation.first), allocation.second.size, access);
+    };
+    for (const void* address : addresses_)
+      if (const auto* allocation = allocation_at(address)) protect(*allocation);
+    if (!addresses_.empty()) return;
+    for (const auto& allocation : allocations()) protect(allocation);
+  }
+
+  const Addresses addresses_;
 };
 
-cudaError_t submit(cudaStream_t stream, Work work) {
+cudaError_t submit(cudaStream_t stream, Work work, const Access::Addresses& addresses = {}) {
   if (Capture* capture = stream_of(stream).capture) {
     capture->work.push_back(std::move(work));
   } else {
-    const Access access;
+    const Access access(addresses);
     work();
   }
   return cudaSuccess;
@@ -499,18 +520,18 @@ cudaError_t cudaFreeHost(void* pointer) {
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind,
                             cudaStream_t stream) {
-  return submit(stream, [=] { std::memcpy(to, from, size); });
+  return submit(stream, [=] { std::memcpy(to, from, size); }, {to, from});
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
   ++synchronizations;
-  return submit(nullptr, [=] { std::memcpy(to, from, size); });
+  return submit(nullptr, [=] { std::memcpy(to, from, size); }, {to, from});
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size,
                                 cudaStream_t stream) {
-  return submit(stream, [=] { std::memcpy(to, from, size); });
+  return submit(stream, [=] { std::memcpy(to, from, size); }, {to, from});
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t stream) {
-  return submit(stream, [=] { std::memset(to, value, size); });
+  return submit(stream, [=] { std::memset(to, value, size); }, {to});
 }
 
 // Streams and events.
