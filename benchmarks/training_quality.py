@@ -135,19 +135,22 @@ def measure_quality(
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """As Markdown."""
-    lines = [
-        "| task | optimizer | kept as | loss | between seeds | to float32 | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        difference = f"{row['difference']:+.2%} ± {row['error']:.2%}"
-        is_float32 = row["trained"] == FLOAT32.name
-        cells = [row["task"], row["optimizer"], row["trained"], f"{row['loss']:.4f}"]
-        cells += [f"{row['deviation']:.4f}", "" if is_float32 else difference]
-        cells.append("" if row["negligible"] else "differs")
-        lines.append(f"| {' | '.join(cells)} |")
+def cell(row: dict[str, Any]) -> str:
+    """float32's loss and its deviation between seeds; of others the difference to that, and what
+    chance makes of it. Bold is what isn't negligible."""
+    if row["trained"] == FLOAT32.name:
+        return f"{row['loss']:.4f} ± {row['deviation']:.4f}"
+    text = f"{100 * row['difference']:+.2f} ± {100 * row['error']:.2f} %"
+    return text if row["negligible"] else f"**{text}**"
+
+
+def table(task: str, rows: list[dict[str, Any]]) -> str:
+    """A task's, as Markdown: a column for each optimizer."""
+    cells = {(row["trained"], row["optimizer"]): cell(row) for row in rows if row["task"] == task}
+    trained, optimizers = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    lines = [f"| {task} | {' | '.join(optimizers)} |", "|---" * (len(optimizers) + 1) + "|"]
+    for name in trained:
+        lines.append(f"| {name} | {' | '.join(cells.get((name, o), '') for o in optimizers)} |")
     return "\n".join(lines)
 
 
@@ -185,10 +188,11 @@ def main(arguments: list[str]) -> None:
             if task.name in (options.task or [task.name]):
                 print(f"{task.name}, {optimizer}", file=sys.stderr)
                 rows += measure_quality(task, optimizer, options.seeds, options.steps)
-    print(table(rows))
+    for name in dict.fromkeys(row["task"] for row in rows):
+        print(table(name, rows), end="\n\n")
     if absent:
-        print(f"\nnot installed: {', '.join(absent)}")
-    print(f"\ntorch {torch.__version__}, Python {sys.version.split()[0]}, {options.seeds} seeds")
+        print(f"not installed: {', '.join(absent)}")
+    print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {options.seeds} seeds")
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "training_quality.json").write_text(json.dumps(rows, indent=1) + "\n")
 

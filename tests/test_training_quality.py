@@ -40,7 +40,11 @@ def test_the_command_trains_every_format(tmp_path, capsys):
     assert [row["trained"] for row in ours] == [kept.name for kept in FORMATS]
     assert all(len(row["losses"]) == 2 and 3 < row["loss"] < 6 for row in rows)
     printed = capsys.readouterr().out
-    assert all(kept.name in printed for kept in FORMATS) and torch.__version__ in printed
+    assert all(f"| {kept.name} |" in printed for kept in FORMATS) and torch.__version__ in printed
+    far = {**rows[1], "optimizer": "Lion", "difference": 0.02, "error": 0.01, "negligible": False}
+    lines = training_quality.table("characters", [*rows, far]).splitlines()
+    assert lines[0] == "| characters | AdamW | Lion |" and lines[1] == "|---|---|---|"
+    assert lines[3].endswith("| **+2.00 ± 1.00 %** |") and lines[4].endswith("|  |")
 
 
 def test_training_in_float32_with_masters_is_float32s_but_for_gradients():
