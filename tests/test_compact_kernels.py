@@ -170,18 +170,17 @@ def test_steps_of_rules_without_any_are_counted_by_the_kernel(cls):
 
 def test_a_launch_for_compact_tensors_and_one_for_others():
     """And as many as it takes for all that are there."""
-    dtypes = [BF16, F32, F16]
-    params = [make(1 + i % 200, dtypes[i % 3], 0, seed=i) for i in range(1200)]
+    params = [make(1 + i % 200, (BF16, F32)[i % 2], 0, seed=i) for i in range(800)]
     kernel, cpu, others = both(fused_optim.AdamW, params, ADAMW)
     set_grads(params, others, seed=0)
     launches = kernel_step(kernel, 5, 32)
     cpu.step()
     assert_same(kernel, cpu, params, others)
-    assert launches == 4  # two, one of float32 alone, one of float16 with states in float32
-    set_grads(params[:3], others[:3], seed=1)
-    for p in (*params[3:], *others[3:]):
+    assert launches == 3  # two, and one of float32 alone
+    set_grads(params[:2], others[:2], seed=1)
+    for p in (*params[2:], *others[2:]):
         p.grad = None
-    assert kernel_step(kernel, 5, 32) == 3
+    assert kernel_step(kernel, 5, 32) == 2
 
 
 def test_threads_come_in_warps():

@@ -38,13 +38,18 @@ std::optional<at::ScalarType> CompactStates::dtype_of(const AtHand& param, int r
   return numel < kFewestInCodes ? at::kFloat : kCodes;
 }
 
-/// Codes are computed in float, and counted as the parameter's elements are.
+/// Codes are computed in float, and counted as the parameter's elements are; and some states need
+/// more bits where an option is on.
 void CompactStates::check_takes_codes(const AtHand& param, int row) const {
   const at::ScalarType own = param.tensor().scalar_type();
   if (own == at::kDouble || c10::isComplexType(own))
     builder_.where.fail(
         rows_.rows[row].spec.name,
         std::string("can't be in 8 bits, as its parameter has dtype ") + c10::toString(own));
+  const StateSpec& spec = rows_.rows[row].spec;
+  if (spec.exact_with != nullptr &&
+      value_of(param.group, hyperparameter_index(rule_, spec.exact_with)) != 0)
+    builder_.where.fail(spec.name, std::string("can't be in 8 bits with ") + spec.exact_with);
 }
 
 const at::Tensor& CompactStates::scales_of(const AtHand& param, const at::Tensor& codes, int row) {
@@ -127,6 +132,7 @@ const at::Tensor& CompactStates::remainder_of(Device device, const AtHand& param
                                               std::to_string(param.group.master_bits) + " keeps " +
                                               c10::toString(dtype));
     check_place(builder_.where, param.impl(), *remainder.unsafeGetTensorImpl(), kRemainderName);
+    check_storage(builder_.where, *remainder.unsafeGetTensorImpl(), kRemainderName);
     if (same_layout(param.impl(), *remainder.unsafeGetTensorImpl())) return remainder;
     builder_.locate(*remainder.unsafeGetTensorImpl(), kRemainderName);
     at::Tensor& in_order =

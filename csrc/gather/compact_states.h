@@ -23,9 +23,14 @@ struct AtHand {
 
 class CompactStates {
  public:
-  CompactStates(const RuleRows& rows, const StepOptions& options, Sharded& sharded,
-                EntryBuilder& builder, Gathered& gathered)
-      : rows_(rows), options_(options), sharded_(sharded), builder_(builder), gathered_(gathered) {}
+  CompactStates(const RuleSpec& rule, const RuleRows& rows, const StepOptions& options,
+                Sharded& sharded, EntryBuilder& builder, Gathered& gathered)
+      : rule_(rule),
+        rows_(rows),
+        options_(options),
+        sharded_(sharded),
+        builder_(builder),
+        gathered_(gathered) {}
 
   /// Whether the parameter has a master.
   bool has_master(const AtHand& param) const {
@@ -74,6 +79,7 @@ class CompactStates {
   bool is_random(const TensorEntry& entry) const;
   void add_counter(TensorEntry& entry, const AtHand& param);
 
+  const RuleSpec& rule_;
   const RuleRows& rows_;
   const StepOptions& options_;
   Sharded& sharded_;
