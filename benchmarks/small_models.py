@@ -120,7 +120,7 @@ TASKS = [
     ),
     Task(
         "characters", _Gpt, _text_batch, _unseen_text, 240,
-        {"AdamW": 3e-3, "SGD+momentum": 3e-2, "RMSprop": 3e-3, "Lion": 1.5e-3},
+        {"AdamW": 3e-3, "SGD+momentum": 3e-2, "RMSprop": 1e-3, "Lion": 1.5e-3},
     ),
 ]  # fmt: skip
 

@@ -30,6 +30,8 @@ from benchmarks.small_models import TASKS, Task, loss_of
 #: seed makes.
 NEGLIGIBLE = 0.003
 OF_OTHERS = ["bitsandbytes 8-bit", "torchao 8-bit"]
+#: float32 again, from weights that differ by about their last bit: what chance makes.
+CHANCE, BY = "float32, other by chance", 1e-7
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,19 @@ def _ours(optimizer: str, kept: Kept) -> Trained:
     return Trained(kept.name, kept, build)
 
 
+def _by_chance(optimizer: str) -> Trained:
+    exact = _ours(optimizer, FLOAT32)
+
+    def build(params: list[nn.Parameter], seed: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in params:
+                p.mul_(1 + BY * torch.randn(p.shape, generator=generator))
+        return exact.build(params, seed)
+
+    return Trained(CHANCE, FLOAT32, build)
+
+
 def _others(implementation: Implementation) -> Trained:
     def build(params: list[nn.Parameter], seed: int) -> Any:
         return implementation.build([{"params": params}])
@@ -60,7 +75,9 @@ def _others(implementation: Implementation) -> Trained:
 
 def rows_of(optimizer: str) -> Iterator[Trained]:
     """float32 first, which all others are compared with."""
-    yield from (_ours(optimizer, kept) for kept in FORMATS)
+    yield _ours(optimizer, FLOAT32)
+    yield _by_chance(optimizer)
+    yield from (_ours(optimizer, kept) for kept in FORMATS if kept != FLOAT32)
     yield from (_others(i) for i in implementations(optimizer, "cpu") if i.name in OF_OTHERS)
 
 
