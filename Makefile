@@ -102,7 +102,11 @@ test-aarch64: $(TSAN)/torch_includes
 	tail -n 1 $(AARCH64)/emulated.txt
 
 # The package with its CUDA kernels, in a second environment with a CUDA build of torch: compiled,
-# linked, imported and tested, with or without a GPU.
+# linked, imported and tested, with or without a GPU: what CUDA's build may change, and a part of
+# everything else with the torch that it is compiled for.
+CUDA_TESTS := $(wildcard tests/test_*cuda*.py) $(addprefix tests/,smoke.py test_for_the_gpu.py \
+  test_gpu_script.py test_installation.py test_equivalence.py test_state_dict.py test_bad_input.py \
+  test_coded_states.py test_masters.py test_sharded.py test_drop_in.py)
 CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= torch==2.11.0
 CUDA_HOME ?= /usr/local/cuda
@@ -111,7 +115,7 @@ CUDA_BUILD := FUSED_OPTIM_CUDA=1 CUDA_HOME="$(CUDA_HOME)" TORCH_CUDA_ARCH_LIST="
 cuda-build:
 	$(CUDA_BUILD) $(MAKE) VENV="$(CUDA_VENV)" TORCH="$(CUDA_TORCH)" "$(CUDA_VENV)/.installed"
 	$(CUDA_VENV)/bin/python -m fused_optim info
-	$(CUDA_BUILD) $(CUDA_VENV)/bin/pytest -n auto
+	$(CUDA_BUILD) $(CUDA_VENV)/bin/pytest -n auto $(CUDA_TESTS)
 
 # The lowest and the newest torch that the package promises: built for the CPU and given a short run
 # over everything (the whole suite is for the torch of `make test`). The environments, of several

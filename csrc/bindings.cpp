@@ -21,6 +21,7 @@
 #include "run/exchange.h"
 #include "run/step.h"
 #include "run/total_norm.h"
+#include "tensors/checks.h"
 #include "tensors/compact.h"
 
 namespace fused_optim {
@@ -161,9 +162,29 @@ std::vector<std::pair<std::string, bool>> moments(int rule) {
   return found;
 }
 
+/// The hyperparameters that, switched on, keep a state out of codes, by its name.
+std::map<std::string, std::string> exact_with(int rule) {
+  check_rule(rule);
+  std::map<std::string, std::string> found;
+  const RuleSpec& spec = kRules[rule];
+  for (int i = 0; i < spec.num_states; ++i)
+    if (spec.states[i].exact_with != nullptr)
+      found.emplace(spec.states[i].name, spec.states[i].exact_with);
+  return found;
+}
+
+/// Whether all of its elements can be read where they lie.
+bool is_readable(const at::Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  return is_plain(impl) && lies_within_storage(impl);
+}
+
 /// (codes, scales) of a moment's values, rounded to nearest.
 py::tuple encode(const py::object& values, bool is_signed) {
-  const Coded coded = encoded(tensor_in(values), is_signed ? Moment::First : Moment::Second);
+  const at::Tensor read = tensor_in(values);
+  if (!is_readable(read) || !read.is_non_overlapping_and_dense())
+    throw py::value_error("values are dense, and within their storage");
+  const Coded coded = encoded(read, is_signed ? Moment::First : Moment::Second);
   return py::make_tuple(wrap(coded.codes), wrap(coded.scales));
 }
 
@@ -171,10 +192,10 @@ py::tuple encode(const py::object& values, bool is_signed) {
 py::object decode(const py::object& codes, const py::object& scales) {
   const at::Tensor read = tensor_in(codes), read_scales = tensor_in(scales);
   const bool are_codes = read.scalar_type() == at::kChar || read.scalar_type() == at::kByte;
-  if (!are_codes || !read.is_non_overlapping_and_dense())
-    throw py::value_error("codes are int8 or uint8, and dense in memory");
-  if (read_scales.scalar_type() != at::kFloat || !read_scales.is_contiguous() ||
-      read_scales.numel() != num_scales(read.numel()))
+  if (!are_codes || !is_readable(read) || !read.is_non_overlapping_and_dense())
+    throw py::value_error("codes are int8 or uint8, dense, and within their storage");
+  if (read_scales.scalar_type() != at::kFloat || !is_readable(read_scales) ||
+      !read_scales.is_contiguous() || read_scales.numel() != num_scales(read.numel()))
     throw py::value_error("scales are float32, one for each block of the codes");
   return wrap(decoded(read, read_scales));
 }
@@ -184,8 +205,10 @@ py::object joined_of(const py::object& param, const py::object& remainder) {
   const at::Tensor high = tensor_in(param), low = tensor_in(remainder);
   const bool are_masters = high.scalar_type() == at::kBFloat16 &&
                            (low.scalar_type() == at::kShort || low.scalar_type() == at::kChar);
-  if (!are_masters || high.sizes() != low.sizes())
-    throw py::value_error("a bfloat16 parameter, and a remainder of its shape in int16 or int8");
+  if (!are_masters || high.sizes() != low.sizes() || !is_readable(high) || !is_readable(low))
+    throw py::value_error(
+        "a master is a bfloat16 parameter and a remainder of its shape in int16 or int8, both "
+        "within their storage");
   return wrap(joined(high, low));
 }
 
@@ -310,6 +333,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("stochastic_rounding", &StepOptions::stochastic_rounding)
       .def_readwrite("rounding_seed", &StepOptions::rounding_seed)
       .def_readwrite("has_compact", &StepOptions::has_compact)
+      .def_readwrite("num_usual_keys", &StepOptions::num_usual_keys)
       .def_property_readonly("any", &StepOptions::any)
       .def_property_readonly("needs_norm", &StepOptions::needs_norm)
       .def_property("grad_norm", get<&StepOptions::grad_norm>, set<&StepOptions::grad_norm>)
@@ -350,7 +374,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("states", &states, py::arg("rule"));
   m.def("scalar_states", &scalar_states, py::arg("rule"));
   m.def("moments", &moments, py::arg("rule"));
+  m.def("exact_with", &exact_with, py::arg("rule"));
   m.def("scales_name", &scales_name, py::arg("state"));
+  m.def("is_readable", [](const py::object& tensor) { return is_readable(tensor_in(tensor)); });
   m.def("encode", &encode, py::arg("values"), py::arg("is_signed"));
   m.def("joined", &joined_of, py::arg("param"), py::arg("remainder"));
   m.def("decode", &decode, py::arg("codes"), py::arg("scales"));

@@ -40,6 +40,9 @@ int step_on_host(int rule, const py::object& param_groups, const py::object& sta
       if (is_step) entry.device_step = static_cast<float*>(states[i].data);
     }
   }
+  for (CompactEntry& compact : table.compact)
+    compact.counter.is_on_device =
+        compact.counter.data != nullptr && compact.counter.format == Format::Float32;
   Decision decision;
   if (options.needs_norm()) {
     ClipAndSkip rule = clip_and_skip_from(options);

@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from fused_optim import _C
 from fused_optim.compact import (
     REMAINDER,
     encode_as_asked,
     is_coded,
-    tensor_as_kept,
+    remainder_as_kept,
+    will_be_coded,
     with_decoded_states,
 )
+from fused_optim.sharding import local_of
 from fused_optim.state_dtype import dtype_after_loading
+from fused_optim.torch_checks import places_of_params
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -41,8 +45,9 @@ def decoded_states(optimizer: "FusedOptimizer") -> Iterator[None]:
 def last_load_hook(optimizer: "FusedOptimizer") -> Iterator[None]:
     """Notes the state dict that is loaded, as the optimizer's own hooks have left it."""
 
-    def note(_: object, state_dict: dict[str, Any]) -> None:
+    def note(_: object, state_dict: dict[str, Any]) -> dict[str, Any]:
         optimizer._fused.loading = state_dict
+        return _without_coded(optimizer, state_dict)
 
     hook = optimizer.register_load_state_dict_pre_hook(note)
     try:
@@ -62,35 +67,90 @@ def keep_saved_dtypes(
         state_dict (dict): what is loaded.
         takes_kernels (bool): whether steps run on the kernels.
     """
-    saved_ids = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
-    for (group, param), saved_id in zip(_groups_of_params(optimizer), saved_ids, strict=False):
-        saved = state_dict["state"].get(saved_id, {})
+    moments = dict(_C.moments(optimizer._rule))
+    for group, param, _, saved in _saved_states(optimizer, state_dict):
         loaded = optimizer.state.get(param, {})
-        for name in saved.keys() & loaded.keys() if isinstance(saved, dict) else ():
+        for name in saved.keys() & loaded.keys():
             before, now = saved[name], loaded[name]
-            if not isinstance(before, torch.Tensor) or not isinstance(now, torch.Tensor):
+            if not isinstance(before, Tensor) or not isinstance(now, Tensor):
                 continue
-            if name == REMAINDER or is_coded(before):
-                loaded[name] = tensor_as_kept(before, now.device)
-                optimizer._fused.options.has_compact = True
+            if will_be_coded(optimizer, group, param, name, before):
+                encode_as_asked(optimizer, param, name, before.to(param.device), loaded)
                 continue
-            if not before.is_floating_point() or before.is_meta:
+            if name == REMAINDER:
+                _load_remainder(optimizer, group, param, before, loaded)
+                continue
+            if is_coded(before) and name in moments:
+                _load_codes(optimizer, param, name, saved, loaded)
+                continue
+            if not before.is_floating_point() or not _C.is_readable(local_of(before)):
                 continue
             dtype: torch.dtype | None = before.dtype
             if name not in _C.scalar_states(optimizer._rule):
                 dtype = dtype_after_loading(optimizer, group, param, name, before, takes_kernels)
-            if dtype == torch.int8:
-                encode_as_asked(optimizer, param, name, before.to(now.device), loaded)
-                continue
+            if dtype == torch.int8:  # of a tensor that is small, or doesn't fit, as a step will say
+                dtype = None if param.dtype == torch.float64 else torch.float32
             if dtype is not None and dtype != now.dtype:
                 loaded[name] = before.to(now.device, dtype, copy=True)
             if loaded[name].dtype != param.dtype and name not in _C.scalar_states(optimizer._rule):
                 optimizer._fused.has_dtypes = True
 
 
-def _groups_of_params(
+def _load_remainder(
     optimizer: "FusedOptimizer",
-) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            yield group, param
+    group: dict[str, Any],
+    param: Tensor,
+    saved: Tensor,
+    loaded: dict[str, Any],
+) -> None:
+    kept = remainder_as_kept(optimizer, group, param, saved)
+    if kept is None:
+        del loaded[REMAINDER]
+        return
+    loaded[REMAINDER] = kept
+    optimizer._fused.options.has_compact = True
+
+
+def _load_codes(
+    optimizer: "FusedOptimizer",
+    param: Tensor,
+    name: str,
+    saved: dict[str, Any],
+    loaded: dict[str, Any],
+) -> None:
+    """Codes and scales as they are, as no state dict of ours has them: for the step to check."""
+    for each in (name, _C.scales_name(name)):
+        value = saved.get(each)
+        if isinstance(value, Tensor) and _C.is_readable(local_of(value)):
+            loaded[each] = value.to(param.device, copy=True)
+        elif each in saved:
+            loaded[each] = value
+    optimizer._fused.options.has_compact = True
+
+
+def _saved_states(
+    optimizer: "FusedOptimizer", state_dict: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], Tensor, Any, dict[str, Any]]]:
+    """(group, parameter, its key in the state dict, what is saved of it)."""
+    keys = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
+    for (_, group, param), key in zip(places_of_params(optimizer), keys, strict=False):
+        saved = state_dict["state"].get(key)
+        if isinstance(saved, dict):
+            yield group, param, key, saved
+
+
+def _without_coded(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The state dict with empty tensors for what goes into compact formats: torch would make copies
+    of all of them, in the parameter's dtype, before the first one is loaded."""
+    states = dict(state_dict["state"])
+    beside = {REMAINDER, *(_C.scales_name(name) for name, _ in _C.moments(optimizer._rule))}
+    for group, param, key, saved in _saved_states(optimizer, state_dict):
+        empty = {
+            name: torch.empty(0, device=param.device)
+            for name, value in saved.items()
+            if will_be_coded(optimizer, group, param, name, value)
+            or (isinstance(value, Tensor) and (name in beside or is_coded(value)))
+        }
+        if empty:
+            states[key] = {**saved, **empty}
+    return {**state_dict, "state": states}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fused_optim import _C
-from fused_optim.sharding import is_dtensor, local_of, state_like
+from fused_optim.sharding import are_placed_alike, is_dtensor, local_of, state_like
+from fused_optim.torch_checks import places_of_params
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -17,14 +18,17 @@ __all__ = [
     "GROUP_OPTIONS",
     "CompactOption",
     "a_seed",
+    "asks_for_compact",
     "begin_in_float32",
     "check_compact_options",
     "encode_as_asked",
+    "has_compact",
     "is_coded",
     "master_parameters",
     "refuse_compact",
-    "tensor_as_kept",
+    "remainder_as_kept",
     "warn_of_stalling",
+    "will_be_coded",
     "with_decoded_states",
 ]
 
@@ -75,6 +79,24 @@ class CompactOption:
         setattr(optimizer._fused.options, self.name, value)
         if value:
             optimizer._fused.options.has_compact = True
+        begin_in_float32(optimizer)
+
+
+def asks_for_compact(optimizer: "FusedOptimizer") -> bool:
+    """Whether an option asks for compact formats, or may do so in a group, where it may have been
+    written by hand."""
+    if optimizer._fused.options.has_compact:
+        return True
+    names = ("state_dtype", *GROUP_OPTIONS)
+    return any(name in group for group in optimizer.param_groups for name in names)
+
+
+def has_compact(optimizer: "FusedOptimizer") -> bool:
+    """The same, or whether a state is in one, as where it was taken from another optimizer."""
+    if asks_for_compact(optimizer):
+        return True
+    states = (state for state in optimizer.state.values() if isinstance(state, dict))
+    return any(REMAINDER in state or any(map(is_coded, state.values())) for state in states)
 
 
 def check_compact_options(optimizer: "FusedOptimizer", group: dict[str, Any]) -> None:
@@ -106,81 +128,127 @@ def _moments(optimizer: "FusedOptimizer") -> dict[str, bool]:
 def begin_in_float32(optimizer: "FusedOptimizer") -> None:
     """Gives parameters with masters the states that constructors make, Adagrad's sums, in float32:
     rounded to bfloat16, they would begin as another number."""
-    for group in optimizer.param_groups:
+    if not optimizer._fused.options.has_compact:
+        return
+    for group in optimizer.__dict__.get("param_groups", ()):
         if not option_of(optimizer, group, "master_bits"):
             continue
         for param in group["params"]:
             state = optimizer.state.get(param, {})
-            if param.dtype == torch.bfloat16 and "sum" in state:
+            if param.dtype == torch.bfloat16 and "sum" in state and state.get("step") == 0:
                 first = group["initial_accumulator_value"]
                 state["sum"] = torch.full_like(param.detach(), first, dtype=torch.float32)
 
 
 def master_parameters(optimizer: "FusedOptimizer") -> Iterator[Tensor]:
     """See :meth:`FusedOptimizer.master_parameters`."""
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            remainder = optimizer.state.get(param, {}).get(REMAINDER)
-            if remainder is None or param.dtype != torch.bfloat16:
-                yield param.detach().to(torch.float32)
-                continue
-            joined = _C.joined(local_of(param.detach()), local_of(remainder))
-            yield state_like(param, joined) if is_dtensor(param) else joined
+    # Parameters that hold their averages are no masters rounded.
+    is_averaged = optimizer._fused.exchange.is_active
+    for place, _, param in places_of_params(optimizer):
+        remainder = optimizer.state.get(param, {}).get(REMAINDER)
+        if param.is_complex():
+            yield param.detach()
+        elif remainder is None or param.dtype != torch.bfloat16 or is_averaged:
+            yield param.detach().to(torch.float32)
+        else:
+            yield _with_local(param, place, REMAINDER, _C.joined, param.detach(), remainder)
+
+
+def _with_local(
+    param: Any, place: Any, name: str, make: Callable[[Tensor, Tensor], Tensor], *tensors: Any
+) -> Tensor:
+    """What ``make`` makes of two tensors, of DTensors of this rank's parts, as a state of the
+    parameter. Its errors name the place."""
+    try:
+        made = make(*map(local_of, tensors))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise RuntimeError(f"{place.text()}{name!r} does not fit: {error}") from error
+    return state_like(param, made) if is_dtensor(param) else made
 
 
 def with_decoded_states(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state dict with float32 tensors in the place of codes and their scales."""
-    params = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    places = dict(enumerate(places_of_params(optimizer)))
     decoded = {
-        key: _decoded(optimizer, params.get(key), state) if isinstance(state, dict) else state
+        key: _decoded(optimizer, places[key], state)
+        if isinstance(state, dict) and key in places
+        else state
         for key, state in state_dict["state"].items()
     }
     return {**state_dict, "state": decoded}
 
 
-def _decoded(optimizer: "FusedOptimizer", param: Any, state: dict[str, Any]) -> dict[str, Any]:
-    names = [name for name in _moments(optimizer) if is_coded(state.get(name))]
+def _decoded(
+    optimizer: "FusedOptimizer", of_param: tuple[Any, Any, Tensor], state: dict[str, Any]
+) -> dict[str, Any]:
+    place, _, param = of_param
     floats = {}
-    for name in names:
-        codes, scales = state[name], state.get(_C.scales_name(name))
+    for name in _moments(optimizer):
+        if not is_coded(state.get(name)):
+            continue
+        scales = state.get(_C.scales_name(name))
         if not isinstance(scales, Tensor):
-            raise RuntimeError(
-                f"fused_optim.{optimizer._name}: {name!r} is in codes, but "
-                f"{_C.scales_name(name)!r} is missing from the state"
-            )
-        values = _C.decode(local_of(codes), local_of(scales))
-        floats[name] = state_like(param, values) if is_dtensor(codes) else values
-    remainder = state.get(REMAINDER)
-    if is_dtensor(remainder) and remainder.dtype == torch.int16:
-        # Neither gloo nor NCCL has collectives of int16, by which a checkpoint may be gathered.
-        floats[REMAINDER] = state_like(param, local_of(remainder).to(torch.int32))
+            place.fail(_C.scales_name(name), "is missing from the state")
+        floats[name] = _with_local(param, place, name, _C.decode, state[name], scales)
+    remainder: Any = state.get(REMAINDER)
+    if isinstance(remainder, Tensor) and remainder.dtype in (torch.int16, torch.int8):
+        # As a float, which holds it exactly: no backend has collectives of int16, by which a
+        # checkpoint may be gathered, and some gatherers take one dtype for all states.
+        floats[REMAINDER] = remainder.to(torch.float32)
     beside = {_C.scales_name(name) for name in _moments(optimizer)}
     return {name: floats.get(name, value) for name, value in state.items() if name not in beside}
 
 
-def tensor_as_kept(saved: Tensor, device: torch.device) -> Tensor:
-    """Codes or a remainder of a state dict as an optimizer has them, a copy."""
-    dtype = torch.int16 if saved.dtype == torch.int32 else saved.dtype
-    return saved.to(device, dtype, copy=True)
+def remainder_as_kept(
+    optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, saved: Tensor
+) -> Tensor | None:
+    """The remainder of a state dict as an optimizer has it; None for one in bfloat16, which torch's
+    class has made of it and which is of a parameter before torch's steps. What is none stays as it
+    is, for the step to name."""
+    if saved.dtype == torch.bfloat16:
+        return None
+    dtype = torch.int8 if option_of(optimizer, group, "master_bits") == 24 else torch.int16
+    if not _C.is_readable(local_of(saved)):
+        return saved
+    kept = saved.to(param.device, dtype, copy=True)
+    return kept if torch.equal(local_of(kept).to(saved.dtype), local_of(saved)) else saved
 
 
 def encode_as_asked(
     optimizer: "FusedOptimizer", param: Any, name: str, values: Tensor, state: dict[str, Any]
 ) -> None:
-    """Puts a state that was loaded into codes, where its parameter may have them, else in float32.
+    """Puts a state that was loaded, one that :func:`will_be_coded`, into codes.
 
     Args:
-        values (Tensor): of the parameter's shape and device, a DTensor where the parameter is one.
+        values (Tensor): on the parameter's device.
         state (dict): the parameter's, which gets codes and scales.
     """
-    if not may_be_coded(param):
-        state[name] = values.to(torch.float32)
-        return
     local = torch.empty_like(local_of(param.detach()), dtype=torch.float32)
     local.copy_(local_of(values))  # in the parameter's memory order
     codes, scales = _C.encode(local, _moments(optimizer)[name])
     state[name] = state_like(param, codes) if is_dtensor(param) else codes
     state[_C.scales_name(name)] = scales
+
+
+def will_be_coded(
+    optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, name: str, saved: object
+) -> bool:
+    """Whether a state is to be in codes once it is loaded: floats that fit their parameter."""
+    if name not in _moments(optimizer) or not isinstance(saved, Tensor):
+        return False
+    asked = group.get("state_dtype", optimizer.state_dtype)
+    if (asked.get(name) if isinstance(asked, dict) else asked) != torch.int8:
+        return False
+    if saved.layout != torch.strided or not saved.is_floating_point():
+        return False
+    if not _C.is_readable(local_of(saved)):
+        return False
+    if saved.shape != param.shape or is_dtensor(saved) != is_dtensor(param):
+        return False
+    if group.get(_C.exact_with(optimizer._rule).get(name, "")):
+        return False
+    fits = not is_dtensor(param) or are_placed_alike(param, saved)
+    return fits and may_be_coded(param)
 
 
 def may_be_coded(param: Tensor) -> bool:
@@ -195,18 +263,16 @@ def refuse_compact(optimizer: "FusedOptimizer") -> None:
     Raises:
         RuntimeError: that names group and parameter. Nothing has been changed.
     """
-    if not optimizer._fused.options.has_compact:
+    if not has_compact(optimizer):
         return
-    for number, group in enumerate(optimizer.param_groups):
-        for index, param in enumerate(group["params"]):
-            state = optimizer.state.get(param, {})
-            what = None if param.grad is None else _compact_of(optimizer, group, param, state)
-            if what is not None:
-                raise RuntimeError(
-                    f"fused_optim.{optimizer._name}: group {number}, parameter {index}: {what}, "
-                    f"but the step is torch's own, which can't: "
-                    f"{optimizer._fused.fallback_reason}. Nothing was changed."
-                )
+    for place, group, param in places_of_params(optimizer):
+        state = optimizer.state.get(param, {})
+        what = None if param.grad is None else _compact_of(optimizer, group, param, state)
+        if what is not None:
+            raise RuntimeError(
+                f"{place.text()}{what}, but the step is torch's own, which can't: "
+                f"{optimizer._fused.fallback_reason}. Nothing was changed."
+            )
 
 
 def _compact_of(
@@ -244,9 +310,9 @@ def warn_of_stalling(optimizer: "FusedOptimizer") -> None:
             if of_state == torch.bfloat16 and not is_signed and decay > 0.99:
                 fused.has_warned_of_stalling = True
                 warnings.warn(
-                    f"fused_optim.{optimizer._name}: group {number}: {name!r} in bfloat16 decays "
-                    f"by {decay} a step, less than bfloat16 can tell, and stands still once "
-                    "gradients shrink: give stochastic_rounding=True beside state_dtype",
+                    f"fused_optim.{optimizer._name}: group {number}: {name!r} in bfloat16 moves by "
+                    "less in a step than bfloat16 can tell, and stands still once gradients "
+                    "shrink: give stochastic_rounding=True beside state_dtype",
                     stacklevel=4,
                 )
                 return

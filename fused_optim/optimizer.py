@@ -19,8 +19,10 @@ from fused_optim.checkpoints import decoded_states, keep_saved_dtypes, last_load
 from fused_optim.compact import (
     CompactOption,
     a_seed,
+    asks_for_compact,
     begin_in_float32,
     check_compact_options,
+    has_compact,
     master_parameters,
     warn_of_stalling,
 )
@@ -105,7 +107,8 @@ class FusedOptimizer(_Base):
             All its ranks step together. Copies of the optimizer share it, a pickle has none.
         state_dtype (torch.float32, torch.bfloat16, torch.int8, or a dict by name of a state): the
             dtype of states of the parameter's shape, also a key of a group (default: None, the
-            parameter's for new states, and what exists or is loaded stays as it is).
+            parameter's for new states, and what exists or is loaded stays as it is; but see
+            ``master_bits``).
             float32 for bfloat16 or float16 parameters: moments keep 24 bits. bfloat16 for float32
             parameters: AdamW moves 20 bytes an element instead of 28. All is computed in float32
             (float64 for float64 parameters) and rounded to nearest once, when it is stored.
@@ -202,10 +205,9 @@ class FusedOptimizer(_Base):
         if rounding_seed != 0:
             self.rounding_seed = rounding_seed
         super().__init__(*args, **kwargs)
-        if self._fused.has_dtypes:
-            warn_of_stalling(self)
-        if self._fused.options.has_compact:
-            begin_in_float32(self)
+        # And `params`: a group that says more is asked for what else it says.
+        self._fused.options.num_usual_keys = len(self.defaults) + 1
+        begin_in_float32(self)
 
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -287,7 +289,7 @@ class FusedOptimizer(_Base):
         if not torch.compiler.is_compiling():
             return step(self, closure)
         fused = self._fused
-        has_own = fused.has_averages or fused.has_dtypes or fused.options.has_compact
+        has_own = fused.has_averages or fused.has_dtypes or asks_for_compact(self)
         if not fused.has_options and not has_own:
             self._fused.fallback_reason = COMPILED.reason
             return self._torch_step(self, closure)
@@ -340,6 +342,8 @@ class FusedOptimizer(_Base):
                 self._fused.options.has_compact |= asks_for_codes(dtypes)
             check_compact_options(self, param_group)
         super().add_param_group(param_group)
+        if self._fused.has_dtypes:
+            warn_of_stalling(self)
 
     def __repr__(self) -> str:
         text = super().__repr__()
@@ -370,7 +374,7 @@ class FusedOptimizer(_Base):
         tensors, exactly, and what is loaded from them again are the same bits. Beside them stand
         the ``remainder`` of a parameter with a master, and where random bits are used and the rule
         counts no steps, the number of them under ``step``."""
-        if not self._fused.options.has_compact:
+        if not has_compact(self):
             return super().state_dict()
         with decoded_states(self):
             return super().state_dict()
@@ -378,7 +382,8 @@ class FusedOptimizer(_Base):
     def master_parameters(self) -> Iterator[Tensor]:
         """Iterates over one float32 tensor for each parameter, in the order of the groups, at any
         time: with ``master_bits`` the number that is trained, of which the parameter is the rounded
-        one; else the parameter's own value."""
+        one; else the parameter's own value, of float32 parameters in their own memory. Complex
+        parameters come as they are, and inside :meth:`ema_parameters` all do."""
         return master_parameters(self)
 
     @torch._disable_dynamo

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fused_optim import _C
-from fused_optim.compact import GROUP_OPTIONS
+from fused_optim.compact import GROUP_OPTIONS, warn_of_stalling
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -109,6 +109,8 @@ class StateDtypeOption:
         optimizer._fused.options.state_dtype = value
         optimizer._fused.options.has_compact |= asks_for_codes(value)
         optimizer._fused.has_dtypes = optimizer._fused.has_dtypes or value is not None
+        if "param_groups" in optimizer.__dict__:
+            warn_of_stalling(optimizer)
 
 
 def check_group_dtypes(optimizer: "FusedOptimizer") -> None:

@@ -79,9 +79,9 @@ class Kernel(NamedTuple):
 
 ARGUMENTS = re.compile(
     r"step_kernel_ofINS_\d+([A-Za-z]+)ELj(\d+)E"
-    r"(?:NS\d*_)?(5Mixed)?I?\d*([a-z]+\d*)E*NS\d*_7TableOfILi(\d+)E"
+    r"(?:NS\d*_)?(5Mixed)?I?\d*([a-z]+\d*|Compact)E*NS\d*_7TableOfILi(\d+)E"
 )
-DTYPES = {"f": "float32", "d": "float64"}
+DTYPES = {"f": "float32", "d": "float64", "Compact": "compact"}
 
 
 def short_name(arch, mangled):

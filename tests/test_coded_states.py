@@ -11,6 +11,7 @@ from twins import CODED, FUSED, SUPPORTED_ISAS, TORCH, assert_unchanged, same_bi
 
 import fused_optim
 import fused_optim._C as _C
+from benchmarks.memory import profiled
 
 LARGE = (70, 67)  # no multiple of a block
 coded = pytest.mark.parametrize("cls", CODED, ids=lambda cls: cls.__name__)
@@ -205,6 +206,19 @@ def test_torch_loads_it_and_we_load_torchs(cls):
     step(wide)
 
 
+def test_loading_takes_no_more_than_one_tensor_beside():
+    """Tensor by tensor: what stays is two bytes an element of moments, and what comes and goes one
+    tensor in float32, whatever the parameter's dtype."""
+    shape, count = (1000, 200), 6
+    _, wide = make(fused_optim.AdamW, [shape] * count, state_dtype=None)
+    step(wide)
+    saved = wide.state_dict()
+    _, optimizer = make(fused_optim.AdamW, [shape] * count, torch.bfloat16)
+    peak, _ = profiled(lambda: optimizer.load_state_dict(saved), "cpu")
+    size = 1000 * 200
+    assert count * 2 * size <= peak <= count * 2.1 * size + 4.2 * size
+
+
 def test_assigning_it_converts_what_is_there():
     params, optimizer = make(fused_optim.AdamW, state_dtype=None)
     step(optimizer, times=2)
@@ -272,6 +286,17 @@ def test_dtypes_of_parameters_that_have_none(dtype):
     with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' can't be in 8 bits"):
         optimizer.step()
     assert not optimizer.state
+    # Neither those that are there, whose parameter has become another.
+    params, optimizer = make(fused_optim.AdamW)
+    step(optimizer)
+    for asked in (torch.int8, torch.float32, None):
+        optimizer.state_dtype = asked
+        params[0].data = params[0].data.to(dtype)
+        params[0].grad = torch.ones_like(params[0])
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' can't be in 8 bits"):
+            optimizer.step()
+        assert_unchanged(optimizer, before)
 
 
 BAD = {
@@ -302,6 +327,106 @@ def test_bad_input(what):
     with pytest.raises(RuntimeError, match=f"group 0, parameter 1: '{what}.*Nothing was changed"):
         optimizer.step()
     assert_unchanged(optimizer, before)
+
+
+def test_what_is_written_into_a_group_by_hand():
+    """Is looked at, as ``state_dtype`` is."""
+    params, optimizer = make(fused_optim.AdamW, dtype=torch.bfloat16, state_dtype=None)
+    step(optimizer)
+    optimizer.param_groups[0]["state_dtype"] = torch.int8
+    step(optimizer, times=2)
+    assert optimizer.state[params[0]]["exp_avg"].dtype == torch.int8
+    assert optimizer.state_dict()["state"][0]["exp_avg"].dtype == torch.float32
+    for name, bad in [("master_bits", 16), ("stochastic_rounding", 1), ("state_dtype", "int8")]:
+        before = snapshot(optimizer)
+        optimizer.param_groups[0][name] = bad
+        with pytest.raises(RuntimeError, match=f"group 0: {name} is .*Nothing was changed"):
+            optimizer.step()
+        assert_unchanged(optimizer, before)
+        del optimizer.param_groups[0][name]
+    optimizer.param_groups[0]["master_bits"] = 24
+    step(optimizer)
+    assert optimizer.state[params[0]]["remainder"].dtype == torch.int8
+
+
+def test_a_state_that_comes_from_another_optimizer():
+    params, optimizer = make(fused_optim.AdamW)
+    step(optimizer)
+    others, other = make(fused_optim.AdamW, state_dtype=None)
+    other.state[others[0]] = copy.deepcopy(optimizer.state[params[0]])
+    assert other.state_dict()["state"][0]["exp_avg"].dtype == torch.float32
+    step(optimizer, others, seed=3)
+    other.step()
+    assert other.fallback_reason is None
+    assert_same_bits(all_bits(other)[1:], all_bits(optimizer)[1:])
+
+
+def test_state_dicts_that_do_not_fit():
+    """What can't be put into codes is loaded as it is, and the step names it."""
+    for name, change, what in [
+        ("exp_avg", lambda t: t[0], "has shape"),
+        ("exp_avg", lambda t: t.new_tensor(0.5), "has shape"),
+        ("exp_avg_sq", lambda t: t[:-1], "has shape"),
+        ("exp_avg_sq", lambda t: t.to(torch.uint8), "scales' is missing"),
+    ]:
+        _, optimizer = make(fused_optim.AdamW)
+        step(optimizer)
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][0][name] = change(saved["state"][0][name])
+        optimizer.load_state_dict(saved)
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match=f"parameter 0: '{name}.*{what}"):
+            optimizer.step()
+        assert_unchanged(optimizer, before)
+
+
+def test_memory_that_is_gone():
+    """As where a wrapper has freed it: an error that names it, from whatever would read it."""
+    for name in ("exp_avg", "exp_avg_scales"):
+        params, optimizer = make(fused_optim.AdamW)
+        step(optimizer)
+        optimizer.state[params[0]][name].untyped_storage().resize_(16)
+        with pytest.raises(RuntimeError, match="group 0, parameter 0: 'exp_avg' does not fit"):
+            optimizer.state_dict()
+        with pytest.raises(RuntimeError, match=f"parameter 0: '{name}' reaches beyond"):
+            optimizer.step()
+    _, optimizer = make(fused_optim.AdamW)
+    step(optimizer)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["exp_avg"].untyped_storage().resize_(16)
+    optimizer.load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' reaches beyond"):
+        optimizer.step()
+
+
+def test_states_that_stay_floats_beside_codes():
+    """max_exp_avg_sq, states of double parameters, and square_avg with ``centered``: a load leaves
+    them their bits, also where the step then refuses what was asked for."""
+    params, wide = make(fused_optim.AdamW, amsgrad=True, state_dtype=None)
+    step(wide)
+    asked = {"exp_avg": torch.int8}
+    _, optimizer = make(fused_optim.AdamW, amsgrad=True, state_dtype=asked)
+    optimizer.load_state_dict(copy.deepcopy(wide.state_dict()))
+    step(optimizer)
+    params, wide = make(fused_optim.AdamW, dtype=torch.float64, state_dtype=None)
+    step(wide)
+    doubles, optimizer = make(fused_optim.AdamW, dtype=torch.float64)
+    optimizer.load_state_dict(copy.deepcopy(wide.state_dict()))
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert same_bits(optimizer.state[doubles[0]][name], wide.state[params[0]][name])
+    params, wide = make(fused_optim.RMSprop, centered=True, state_dtype=None)
+    step(wide)
+    others, optimizer = make(fused_optim.RMSprop, centered=True)
+    optimizer.load_state_dict(copy.deepcopy(wide.state_dict()))
+    name = "square_avg"
+    assert same_bits(optimizer.state[others[0]][name], wide.state[params[0]][name])
+    others, optimizer = make(fused_optim.RMSprop)
+    step(optimizer)
+    optimizer.state_dtype = None
+    optimizer.param_groups[0]["centered"] = True
+    optimizer.state[others[0]]["grad_avg"] = torch.zeros(LARGE)
+    with pytest.raises(RuntimeError, match="'square_avg' can't be in 8 bits with centered"):
+        optimizer.step()
 
 
 def test_a_view_beyond_its_memory():

@@ -11,8 +11,8 @@ from twins import CASES
 
 import fused_optim._C as _C
 
-#: Four, and mixed ones computed in float or double.
-DTYPES = 6
+#: Four, mixed ones computed in float or double, and compact ones.
+DTYPES = 7
 #: Sizes of the argument: csrc/cuda/kernel_table.h and gradient_table.h.
 TABLES = 2
 #: Of a multiprocessor, and of a block: kThreads in csrc/cuda/kernel_body.h.
@@ -53,7 +53,10 @@ def unroll(kernel):
 
 
 def loads_in_flight(kernel):
-    """Each operand's, and the average's for where there is one."""
+    """Each operand's, and the average's for where there is one; of 8 elements as many as float32
+    takes, and a master's remainder."""
+    if kernel.dtype == "compact":
+        return 2 * (operands(kernel) + 1) + 1
     return unroll(kernel) * (operands(kernel) + 1)
 
 
@@ -77,16 +80,19 @@ def test_all_loads_of_an_iteration_stand_before_the_first_use_of_any():
             continue  # goes element by element
         group = loads_in_flight(kernel)
         positions = [i for i, x in enumerate(kernel.code) if x.is_wide_load]
-        # Of aligned operands, after those of entries of which some are not.
+        # Of aligned operands, after those of entries of which some are not: compact ones of these
+        # go element by element.
         first, last = positions[-group], positions[-1]
         between = kernel.code[first : last + 1]
-        assert len(positions) == 2 * group, kernel.name
+        assert len(positions) == (1 if kernel.dtype == "compact" else 2) * group, kernel.name
         loaded = set()
         for instruction in between:
             assert not loaded & instruction.read, f"{kernel.name}: {instruction.text}"
             if instruction.is_wide_load:
                 loaded |= instruction.loaded
-        assert len(loaded) == 4 * group, kernel.name
+        # A master's remainder is where elements of more bytes would be.
+        others = group - 1 if kernel.dtype == "compact" else group
+        assert len(loaded) == 4 * others, kernel.name
 
 
 def test_first_loads_are_under_way_before_the_scalars():
@@ -110,7 +116,7 @@ def test_first_loads_are_under_way_before_the_scalars():
 def test_memory_is_accessed_in_elements_or_sixteen_bytes():
     widths = {"float32": "", "float64": ".64", "bfloat16": ".U16", "float16": ".U16"}
     for kernel in step_kernels():
-        if kernel.dtype.startswith("mixed"):
+        if kernel.dtype.startswith(("mixed", "compact")):
             continue  # a pack of theirs is of 16, 8 or 4 bytes
         stored = [x.operation.removeprefix("STG.E") for x in kernel.code]
         stored = {width for width in stored if not width[:1].isalpha()}

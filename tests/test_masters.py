@@ -124,7 +124,8 @@ def test_checkpoints_go_on_to_the_bit():
         ours.step()
     saved = copy.deepcopy(ours.state_dict())
     assert saved["state"][0]["exp_avg"].dtype == torch.float32
-    assert saved["state"][0]["remainder"].dtype == torch.int16
+    assert saved["state"][0]["remainder"].dtype == torch.float32
+    assert ours.state[params[0]]["remainder"].dtype == torch.int16
     resumed = [Parameter(p.detach().clone()) for p in params]
     again = fused_optim.AdamW(resumed, **options)
     again.load_state_dict(saved)
@@ -148,9 +149,9 @@ def test_torch_loads_it_and_we_load_torchs():
     theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
     set_grads(params, plain, seed=1)
     theirs.step()
+    # torch has stepped the parameters, and made another number of the remainders.
     ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
-    for p in params:
-        del ours.state[p]["remainder"]
+    assert "remainder" not in ours.state[params[0]]
     ours.step()
     assert ours.state[params[0]]["exp_avg"].dtype == torch.float32
 
@@ -254,6 +255,74 @@ def test_a_remainder_without_master_bits():
     set_grads(without, seed=0)
     with pytest.raises(RuntimeError, match="'remainder' is in the state"):
         theirs.step()
+
+
+def test_memory_that_is_gone():
+    """As where a wrapper has freed it: an error that names it, from whatever would read it."""
+    for ema_decay in (None, 0.9):
+        params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(40, 50)])
+        set_grads(params, seed=0)
+        ours.step()
+        ours.state[params[0]]["remainder"].untyped_storage().resize_(0)
+        ours.ema_decay = ema_decay
+        with pytest.raises(RuntimeError, match="'remainder' reaches beyond its storage"):
+            ours.step()
+        with pytest.raises(RuntimeError, match="group 0, parameter 0: 'remainder' does not fit"):
+            list(ours.master_parameters())
+    params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(40, 50)])
+    set_grads(params, seed=0)
+    ours.step()
+    saved = copy.deepcopy(ours.state_dict())
+    saved["state"][0]["remainder"].untyped_storage().resize_(16)
+    ours.load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="'remainder' has dtype Float"):
+        ours.step()
+
+
+def test_remainders_that_are_none_are_left_for_the_step():
+    for bad in (0.5, 1e6, float("nan")):
+        params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(4, 5)])
+        set_grads(params, seed=0)
+        ours.step()
+        saved = copy.deepcopy(ours.state_dict())
+        saved["state"][0]["remainder"][1, 1] = bad
+        ours.load_state_dict(saved)
+        with pytest.raises(RuntimeError, match="parameter 0: 'remainder' has dtype Float"):
+            ours.step()
+
+
+def test_adagrads_sums_begin_in_float32_however_masters_are_asked_for():
+    options = {"initial_accumulator_value": 0.1}
+    results = []
+    for late in (False, True):
+        extra = {} if late else {"master_bits": 32}
+        params, ours = make(fused_optim.Adagrad, torch.bfloat16, {**options, **extra}, [(4, 5)])
+        ours.master_bits = 32
+        set_grads(params, seed=0)
+        ours.step()
+        results.append(ours.state[params[0]]["sum"])
+        ours.master_bits = 32  # sums that have been stepped stay
+        assert same_bits(ours.state[params[0]]["sum"], results[-1])
+    assert same_bits(*results)
+
+
+def test_masters_while_parameters_hold_their_averages():
+    params, ours = make(
+        fused_optim.AdamW, torch.bfloat16, {"master_bits": 32, "ema_decay": 0.5}, [(50,)]
+    )
+    for seed in range(3):
+        set_grads(params, seed=seed)
+        ours.step()
+    with ours.ema_parameters():
+        assert torch.equal(next(ours.master_parameters()), params[0].detach().float())
+
+
+def test_float16_has_none():
+    params, ours = make(fused_optim.AdamW, torch.float16, {"master_bits": 32}, [(4, 5)])
+    set_grads(params, seed=0)
+    with pytest.raises(RuntimeError, match="parameter 0: 'param' has dtype Half, and master_bits"):
+        ours.step()
+    assert not ours.state
 
 
 def test_torchs_own_step_has_no_masters():

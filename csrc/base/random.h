@@ -27,6 +27,7 @@ FUSED_OPTIM_INLINE uint64_t random_key(uint64_t of_tensor, double step, int oper
 struct RandomBits {
   uint32_t first, second;  // halves of the key
 
+  RandomBits() = default;
   FUSED_OPTIM_INLINE explicit RandomBits(uint64_t key)
       : first(static_cast<uint32_t>(key)), second(static_cast<uint32_t>(key >> 32)) {}
 

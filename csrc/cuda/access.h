@@ -46,6 +46,34 @@ FUSED_OPTIM_INLINE void store(void* to, const Pack& pack) {
 #endif
 }
 
+/// Its first one or two words alone, from and to an address at a multiple of their size.
+template <int kWords>
+FUSED_OPTIM_INLINE void load_words(const char* from, Pack& pack) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (kWords == 2) {
+    const uint2 words = *reinterpret_cast<const uint2*>(from);
+    pack.words[0] = words.x;
+    pack.words[1] = words.y;
+  } else {
+    pack.words[0] = *reinterpret_cast<const uint32_t*>(from);
+  }
+#else
+  memcpy(pack.words, from, 4 * kWords);
+#endif
+}
+
+template <int kWords>
+FUSED_OPTIM_INLINE void store_words(char* to, const Pack& pack) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (kWords == 2)
+    *reinterpret_cast<uint2*>(to) = uint2{pack.words[0], pack.words[1]};
+  else
+    *reinterpret_cast<uint32_t*>(to) = pack.words[0];
+#else
+  memcpy(to, pack.words, 4 * kWords);
+#endif
+}
+
 /// A pack's element as it is stored.
 template <class Storage>
 FUSED_OPTIM_INLINE Storage element_of(const Pack& pack, int element) {

@@ -13,7 +13,12 @@
 //                                     being what one phase leaves to the next;
 //   once(action)                      calls action() on behalf of all threads;
 //   wait()                            what was written before is there for all threads after;
-//   Local<Value>                      a variable of each thread: local[thread].
+//   Local<Value>                      a variable of each thread: local[thread];
+//   largest_among<count>(locals, number)
+//                                     makes number(local), a uint32_t& in each thread's variable,
+//                                     the largest one of `count` threads side by side, which
+//                                     divides the size of a warp and of the block. All threads of
+//                                     the block take part.
 // No phase relies on what another thread has done in it, or in the one before it without waiting in
 // between. Threads leave each_up_to and each_of with their last item: a body that shares a value of
 // the block, its maximum, waits between calls of each(), in rounds that all threads go through.
@@ -58,6 +63,17 @@ struct DeviceBlock {
       Value value;
       (phases(i, value), ...);
     }
+  }
+  template <int kCount, class Value, class Number>
+  FUSED_OPTIM_INLINE void largest_among(Local<Value>& locals, Number number) const {
+#if defined(__CUDA_ARCH__)
+    uint32_t& largest = number(locals[thread]);
+    FUSED_OPTIM_UNROLL
+    for (int distance = kCount / 2; distance > 0; distance /= 2) {
+      const uint32_t other = __shfl_xor_sync(~0u, largest, distance);
+      largest = other > largest ? other : largest;
+    }
+#endif
   }
   template <class Action>
   FUSED_OPTIM_INLINE void once(Action action) const {

@@ -13,7 +13,7 @@ namespace fused_optim::cuda {
 template <class Formats, int kOperands>
 constexpr int kPacksInFlight = Formats::kLargestItem == 8 && kOperands > 4 ? 1 : 2;
 
-/// `Formats`: UniformFormats or MixedFormats.
+/// `Formats`: UniformFormats, MixedFormats or CompactFormats.
 template <class Formats, int kOperands>
 class Chunk {
  public:

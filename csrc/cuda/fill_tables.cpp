@@ -30,9 +30,9 @@ class TableFiller {
  private:
   int num_operands() const { return static_cast<int>(operands_.size()); }
   bool is_averaged() const { return bucket_.first().is_averaged(); }
-  bool is_mixed() const { return !bucket_.first().is_uniform(); }
+  KernelKind kind() const { return bucket_.first().kernel_kind(); }
   int entry_size() const {
-    return EntryView::size(num_operands(), num_one_element_, is_averaged(), is_mixed());
+    return EntryView::size(num_operands(), num_one_element_, is_averaged(), kind(), spec_.has_step);
   }
 
   void add(const TensorEntry& entry) {
@@ -55,14 +55,34 @@ class TableFiller {
     for (int i = 0; i < num_one_element_; ++i)
       entries_.push_back(reinterpret_cast<uint64_t>(states.states[i].data));
     if (is_averaged()) entries_.push_back(address(entry, kAverage));
-    if (is_mixed()) entries_.push_back(formats_of(entry));
+    if (kind() != KernelKind::Uniform) entries_.push_back(formats_of(entry));
+    if (kind() == KernelKind::Compact) add_compact(bucket_.table->compact[entry.compact]);
     layouts_.insert(layouts_.end(), layout.begin(), layout.end());
     chunks_ += static_cast<uint32_t>((entry.numel + kChunk - 1) / kChunk);
     chunk_ends_.push_back(chunks_);
   }
 
+  /// What cuda/kernel_table.h's CompactView reads.
+  void add_compact(const CompactEntry& compact) {
+    uint32_t stochastic = 0;
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      if (operands_[i] != kGrad) entries_.push_back(address(compact, operands_[i]));
+      if (compact.is_stochastic(operands_[i])) stochastic |= 1u << i;
+    }
+    const OneElementState& counter = compact.counter;
+    entries_.push_back(compact.key);
+    entries_.push_back(CompactView::word_of(static_cast<uint32_t>(compact.first_index), stochastic,
+                                            counter.is_on_device));
+    if (!spec_.has_step)
+      entries_.push_back(counter.is_on_device ? reinterpret_cast<uint64_t>(counter.data)
+                                              : bits_as<uint64_t>(counter.after));
+  }
+
   static uint64_t address(const TensorEntry& entry, int operand) {
     return reinterpret_cast<uint64_t>(entry.operands[operand]);
+  }
+  static uint64_t address(const CompactEntry& compact, int operand) {
+    return reinterpret_cast<uint64_t>(compact.sides[operand]);
   }
 
   uint64_t formats_of(const TensorEntry& entry) const {
@@ -79,11 +99,15 @@ class TableFiller {
     return flags;
   }
 
-  /// A bit for each operand that does not begin on a 16-byte boundary, the average's last.
+  /// A bit for each operand that does not begin on a 16-byte boundary, or whose side doesn't, the
+  /// average's last.
   uint32_t unaligned_operands(const TensorEntry& entry) const {
+    const CompactEntry beside =
+        entry.is_compact() ? bucket_.table->compact[entry.compact] : CompactEntry();
     uint32_t unaligned = 0;
     for (size_t i = 0; i < operands_.size(); ++i)
-      if (address(entry, operands_[i]) % 16 != 0) unaligned |= 1u << i;
+      if ((address(entry, operands_[i]) | address(beside, operands_[i])) % 16 != 0)
+        unaligned |= 1u << i;
     if (address(entry, kAverage) % 16 != 0) unaligned |= 1u << operands_.size();
     return unaligned;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/access.h"
+#include "step/table.h"
 
 namespace fused_optim::cuda {
 
@@ -9,7 +10,7 @@ namespace fused_optim::cuda {
 template <class Storage>
 struct UniformFormats {
   using T = opmath_t<Storage>;
-  static constexpr bool kIsMixed = false;
+  static constexpr KernelKind kKind = KernelKind::Uniform;
   static constexpr bool kHasPacks = true;
   static constexpr int kPack = kPackSize<Storage>;     // elements that are loaded together
   static constexpr int kTogether = kEncoded<Storage>;  // and encoded
@@ -52,7 +53,7 @@ struct UniformFormats {
 template <class ComputeType>
 struct MixedFormats {
   using T = ComputeType;
-  static constexpr bool kIsMixed = true;
+  static constexpr KernelKind kKind = KernelKind::Mixed;
   /// In double there are few registers: such tensors, which are rare, go element by element.
   static constexpr bool kHasPacks = sizeof(T) == sizeof(float);
   static constexpr int kPack = 16 / sizeof(T);
@@ -150,39 +151,14 @@ struct MixedFormats {
     }
   }
 
-  template <int kWords>
-  FUSED_OPTIM_INLINE static void load_words(const char* from, Pack& pack) {
-#if defined(__CUDA_ARCH__)
-    if constexpr (kWords == 2) {
-      const uint2 words = *reinterpret_cast<const uint2*>(from);
-      pack.words[0] = words.x;
-      pack.words[1] = words.y;
-    } else {
-      pack.words[0] = *reinterpret_cast<const uint32_t*>(from);
-    }
-#else
-    memcpy(pack.words, from, 4 * kWords);
-#endif
-  }
-  template <int kWords>
-  FUSED_OPTIM_INLINE static void store_words(char* to, const Pack& pack) {
-#if defined(__CUDA_ARCH__)
-    if constexpr (kWords == 2)
-      *reinterpret_cast<uint2*>(to) = uint2{pack.words[0], pack.words[1]};
-    else
-      *reinterpret_cast<uint32_t*>(to) = pack.words[0];
-#else
-    memcpy(to, pack.words, 4 * kWords);
-#endif
-  }
-
   uint64_t formats_;  // 8 bits of each operand in the order of the table, the average's last
 };
 
-/// What a kernel is compiled for: a format of all operands, or the type that mixed ones are
-/// computed in.
+/// What a kernel is compiled for: a format of all operands, the type that mixed ones are computed
+/// in, or compact ones, which are computed in float.
 template <class T>
 struct Mixed {};
+struct Compact {};
 
 template <class Element>
 struct FormatsOf {
@@ -197,8 +173,9 @@ using formats_of_t = typename FormatsOf<Element>::type;
 
 /// visit(Element()) for the kernel of these operands. `format`: the parameter's.
 template <class Visit>
-auto with_element(bool is_uniform, Format format, Visit visit) {
-  if (is_uniform) return with_storage(format, visit);
+auto with_element(KernelKind kind, Format format, Visit visit) {
+  if (kind == KernelKind::Compact) return visit(Compact());
+  if (kind == KernelKind::Uniform) return with_storage(format, visit);
   return with_storage(format,
                       [&]<class Storage>(Storage) { return visit(Mixed<opmath_t<Storage>>()); });
 }

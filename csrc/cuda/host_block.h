@@ -1,8 +1,9 @@
 // A block of a kernel's threads on the host: each phase is done for all of them before the next.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 namespace fused_optim::cuda {
 
@@ -14,11 +15,12 @@ struct HostBlock {
   template <class Value>
   class Local {
    public:
-    explicit Local(const HostBlock& block) : values_(block.num_threads) {}
+    /// Not set, as registers are not.
+    explicit Local(const HostBlock& block) : values_(new Value[block.num_threads]) {}
     Value& operator[](uint32_t thread) { return values_[thread]; }
 
    private:
-    std::vector<Value> values_;
+    std::unique_ptr<Value[]> values_;
   };
 
   template <class Phase>
@@ -39,10 +41,18 @@ struct HostBlock {
   }
   template <class Value, class... Phases>
   void each_of(uint32_t begin, uint32_t end, Phases... phases) const {
+    Local<Value> values(*this);
     for (uint32_t first = begin; first < end; first += num_threads) {
-      Local<Value> values(*this);
       each_up_to<1>(first, end,
                     [&](uint32_t thread, uint32_t i, int) { phases(i, values[thread]); }...);
+    }
+  }
+  template <int kCount, class Value, class Number>
+  void largest_among(Local<Value>& locals, Number number) const {
+    for (uint32_t first = 0; first < num_threads; first += kCount) {
+      uint32_t largest = 0;
+      for (uint32_t i = 0; i < kCount; ++i) largest = std::max(largest, number(locals[first + i]));
+      for (uint32_t i = 0; i < kCount; ++i) number(locals[first + i]) = largest;
     }
   }
   template <class Action>

@@ -44,12 +44,14 @@ int run_on_host(const Bucket& bucket, const DeviceInputs& inputs, uint32_t block
                 uint32_t threads) {
   RunTable run = nullptr;
   const TensorEntry& first = bucket.first();
-  with_element(first.is_uniform(), first.formats[kParam], [&]<class Element>(Element) {
+  with_element(first.kernel_kind(), first.formats[kParam], [&]<class Element>(Element) {
     with_kernel_types<Element>(bucket.table->rule, first.mask, [&]<class Types>(Types) {
       run = run_table<StepKernel<typename Types::Rule, Types::states, Element>>;
     });
   });
   if (run == nullptr) throw std::logic_error("fused_optim: no kernel for this bucket");
+  if (first.is_compact() && threads % 32 != 0)
+    throw std::invalid_argument("threads of compact formats come in warps of 32");
   const std::vector<FilledTable> tables = fill_tables(bucket, inputs);
   for (const FilledTable& table : tables) run(table.view(), blocks, threads);
   return static_cast<int>(tables.size());

@@ -5,7 +5,7 @@
 
 #include "base/platform.h"
 #include "reduce/clip_and_skip.h"
-#include "storage/registry.h"
+#include "step/table.h"
 
 namespace fused_optim::cuda {
 
@@ -104,10 +104,51 @@ struct RowView {
   }
 };
 
+/// What an entry of compact formats has beside: the sides of all operands but the gradient, the key
+/// of its random bits, and in one word: the number of its first element (32 bits), which operands
+/// are rounded stochastically (a bit each), and whether its counter is on the device (1). Where the
+/// rule has no step the counter follows: its address, or the step that is being done.
+struct CompactView {
+  const uint64_t* words;
+  int operands;
+
+  static constexpr uint64_t kDeviceCounter = uint64_t{1} << 40;
+
+  FUSED_OPTIM_INLINE static constexpr int size(int operands, bool has_step) {
+    return operands - 1 + 2 + (has_step ? 0 : 1);
+  }
+  static uint64_t word_of(uint32_t first_index, uint32_t stochastic, bool has_device_counter) {
+    return first_index | static_cast<uint64_t>(stochastic) << 32 |
+           (has_device_counter ? kDeviceCounter : 0);
+  }
+
+  FUSED_OPTIM_INLINE char* side(int operand) const {
+    return reinterpret_cast<char*>(words[operand == kParam ? 0 : operand - 1]);
+  }
+  FUSED_OPTIM_INLINE uint64_t key() const { return words[operands - 1]; }
+  FUSED_OPTIM_INLINE uint32_t first_index() const { return static_cast<uint32_t>(last_word()); }
+  FUSED_OPTIM_INLINE bool is_stochastic(int operand) const {
+    return (last_word() >> (32 + operand)) & 1u;
+  }
+  FUSED_OPTIM_INLINE bool has_device_counter() const { return last_word() & kDeviceCounter; }
+  FUSED_OPTIM_INLINE float* device_counter() const {
+    return reinterpret_cast<float*>(words[operands + 1]);
+  }
+  /// The step that is being done, of rules that have none themselves.
+  FUSED_OPTIM_INLINE double counted_step() const {
+    return has_device_counter() ? static_cast<double>(*device_counter() + 1.0f)
+                                : bits_as<double>(words[operands + 1]);
+  }
+
+ private:
+  FUSED_OPTIM_INLINE uint64_t last_word() const { return words[operands]; }
+};
+
 /// An entry: its operands, step, number of elements, and in one word: row (16 bits), word
 /// of its strided layout (16; 0: none), flags (8), operands off 16-byte boundaries (a bit each).
 /// Then the addresses of its states of one element and, where the table says so, of its average;
-/// at last, for kernels of mixed formats, the formats.
+/// at last, for kernels of mixed and of compact formats, the formats, and for the latter a
+/// CompactView.
 struct EntryView {
   const uint64_t* words;
   int operands;
@@ -121,8 +162,10 @@ struct EntryView {
   static constexpr int kStepWord = 0, kNumelWord = 1, kLastWord = 2, kFixedWords = 3;
 
   FUSED_OPTIM_INLINE static int size(int operands, int one_element_states, bool has_average,
-                                     bool is_mixed) {
-    return operands + kFixedWords + one_element_states + (has_average ? 1 : 0) + (is_mixed ? 1 : 0);
+                                     KernelKind kind, bool has_step) {
+    return operands + kFixedWords + one_element_states + (has_average ? 1 : 0) +
+           (kind == KernelKind::Uniform ? 0 : 1) +
+           (kind == KernelKind::Compact ? CompactView::size(operands, has_step) : 0);
   }
 
   static uint64_t word_of(uint32_t row, uint32_t layout, uint32_t flags, uint32_t unaligned) {
@@ -147,9 +190,13 @@ struct EntryView {
   FUSED_OPTIM_INLINE void* average(int one_element_states) const {
     return one_element_state(one_element_states);
   }
-  /// Where the launch's operands are of mixed formats: 8 bits of each, the average's last.
+  /// Where the launch's operands are of several formats: 8 bits of each, the average's last.
   FUSED_OPTIM_INLINE uint64_t formats(int one_element_states, bool has_average) const {
     return words[operands + kFixedWords + one_element_states + (has_average ? 1 : 0)];
+  }
+  FUSED_OPTIM_INLINE CompactView compact(int one_element_states, bool has_average) const {
+    return {words + operands + kFixedWords + one_element_states + (has_average ? 1 : 0) + 1,
+            operands};
   }
   FUSED_OPTIM_INLINE Format one_element_format() const {
     return static_cast<Format>(flags() >> kFormatShift);

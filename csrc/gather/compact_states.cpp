@@ -32,20 +32,31 @@ std::optional<at::ScalarType> CompactStates::dtype_of(const AtHand& param, int r
   const std::optional<at::ScalarType>& asked = param.group.dtypes[row];
   if (!asked) return has_master(param) ? std::optional(at::kFloat) : std::nullopt;
   if (*asked != kCodes) return asked;
+  check_takes_codes(param, row);
   // Of all ranks' parts together, so that it doesn't depend on their number.
   const int64_t numel = unpack(param.found.object).unsafeGetTensorImpl()->numel();
+  return numel < kFewestInCodes ? at::kFloat : kCodes;
+}
+
+/// Codes are computed in float, and counted as the parameter's elements are; and some states need
+/// more bits where an option is on.
+void CompactStates::check_takes_codes(const AtHand& param, int row) const {
   const at::ScalarType own = param.tensor().scalar_type();
   if (own == at::kDouble || c10::isComplexType(own))
     builder_.where.fail(
         rows_.rows[row].spec.name,
         std::string("can't be in 8 bits, as its parameter has dtype ") + c10::toString(own));
-  return numel < kFewestInCodes ? at::kFloat : kCodes;
+  const StateSpec& spec = rows_.rows[row].spec;
+  if (spec.exact_with != nullptr &&
+      value_of(param.group, hyperparameter_index(rule_, spec.exact_with)) != 0)
+    builder_.where.fail(spec.name, std::string("can't be in 8 bits with ") + spec.exact_with);
 }
 
 const at::Tensor& CompactStates::scales_of(const AtHand& param, const at::Tensor& codes, int row) {
   const Where& where = builder_.where;
   const int scales_row = rows_.scales[row];
   const char* name = rows_.rows[row].spec.name;
+  check_takes_codes(param, row);
   if (scales_row < 0 || codes.scalar_type() != codes_dtype(moment_of(row)))
     where.fail(name, "has dtype " + dtype_text(codes) + ", which its codes can't have");
   const char* scales_name = rows_.rows[scales_row].spec.name;
@@ -121,10 +132,11 @@ const at::Tensor& CompactStates::remainder_of(Device device, const AtHand& param
                                               std::to_string(param.group.master_bits) + " keeps " +
                                               c10::toString(dtype));
     check_place(builder_.where, param.impl(), *remainder.unsafeGetTensorImpl(), kRemainderName);
+    check_storage(builder_.where, *remainder.unsafeGetTensorImpl(), kRemainderName);
     if (same_layout(param.impl(), *remainder.unsafeGetTensorImpl())) return remainder;
     builder_.locate(*remainder.unsafeGetTensorImpl(), kRemainderName);
-    at::Tensor& in_order = builder_.new_state(device, param.found, kRemainderName)
-                               .add_like_param(rows_.keys[row]);
+    at::Tensor& in_order =
+        builder_.new_state(device, param.found, kRemainderName).add_like_param(rows_.keys[row]);
     in_order = empty_like(param.tensor().detach(), dtype);
     in_order.copy_(remainder.detach());
     return in_order;
@@ -138,6 +150,8 @@ const at::Tensor& CompactStates::remainder_of(Device device, const AtHand& param
 void CompactStates::add_master(TensorEntry& entry, const AtHand& param,
                                const at::Tensor* remainder) {
   if (remainder == nullptr) {
+    if (param.group.master_bits != 0 && param.tensor().scalar_type() == at::kHalf)
+      builder_.where.fail("param", "has dtype Half, and master_bits is for bfloat16 parameters");
     if (param.found.values[rows_.remainder()] != nullptr)
       builder_.where.fail(kRemainderName,
                           "is in the state, but the parameter has no master: master_bits is None, "
@@ -145,11 +159,12 @@ void CompactStates::add_master(TensorEntry& entry, const AtHand& param,
     return;
   }
   const Format format = param.group.master_bits == 32 ? Format::Master32 : Format::Master24;
-  builder_.add_compact(entry, param.impl(), kParam, format,
-                       *remainder->unsafeGetTensorImpl(), "param", kRemainderName);
+  builder_.add_compact(entry, param.impl(), kParam, format, *remainder->unsafeGetTensorImpl(),
+                       "param", kRemainderName);
 }
 
 void CompactStates::choose_stochastic(TensorEntry& entry, const AtHand& param) {
+  if (entry.is_double()) return;  // whose states are few, and rounded once, to nearest
   const auto choose = [&](int operand) {
     builder_.compact_of(entry).stochastic |= static_cast<uint8_t>(1u << operand);
   };

@@ -23,9 +23,14 @@ struct AtHand {
 
 class CompactStates {
  public:
-  CompactStates(const RuleRows& rows, const StepOptions& options, Sharded& sharded,
-                EntryBuilder& builder, Gathered& gathered)
-      : rows_(rows), options_(options), sharded_(sharded), builder_(builder), gathered_(gathered) {}
+  CompactStates(const RuleSpec& rule, const RuleRows& rows, const StepOptions& options,
+                Sharded& sharded, EntryBuilder& builder, Gathered& gathered)
+      : rule_(rule),
+        rows_(rows),
+        options_(options),
+        sharded_(sharded),
+        builder_(builder),
+        gathered_(gathered) {}
 
   /// Whether the parameter has a master.
   bool has_master(const AtHand& param) const {
@@ -64,6 +69,7 @@ class CompactStates {
   void finish(TensorEntry& entry, const AtHand& param, const at::Tensor* remainder);
 
  private:
+  void check_takes_codes(const AtHand& param, int row) const;
   Moment moment_of(int row) const { return rows_.rows[row].spec.moment; }
   const at::Tensor& scales_of(const AtHand& param, const at::Tensor& codes, int row);
   void add(TensorEntry& entry, const at::Tensor& codes, const at::Tensor& scales, int row);
@@ -73,6 +79,7 @@ class CompactStates {
   bool is_random(const TensorEntry& entry) const;
   void add_counter(TensorEntry& entry, const AtHand& param);
 
+  const RuleSpec& rule_;
   const RuleRows& rows_;
   const StepOptions& options_;
   Sharded& sharded_;

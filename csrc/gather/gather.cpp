@@ -102,7 +102,6 @@ class Gatherer {
     if (entry.device.kind == DeviceKind::CPU) gathered_.let_host_decide(HostDecides::ForCpuParams);
     entry.mask = static_cast<uint8_t>(group.mask);
     entry.row = row_for(group, entry.device);
-    entry.strided = entry.compact = -1;
     entry.numel = real_numel(param);
     builder_.add_operand(entry, param, param, kParam, "param");
     if (grad.is_sparse()) throw NotFusedAsExpected("a gradient is sparse");
@@ -190,6 +189,23 @@ void check_host_can_wait(const Gathered& gathered) {
           ", but a CUDA graph is being captured. Nothing was changed.");
 }
 
+/// Steps with these options, as what was found in groups and states has it.
+StepOptions with_compact(const StepOptions& options) {
+  StepOptions with = options;
+  with.has_compact = true;
+  return with;
+}
+
+void run_gatherer(const StepArguments& arguments, const StepOptions& options, KnownMeshes& known,
+                  Gathered& gathered) {
+  gathered.has_compact =
+      options.has_compact || std::ranges::any_of(gathered.groups, &ParamGroup::asks_for_compact);
+  if (gathered.has_compact == options.has_compact)
+    return Gatherer(arguments, options, known, gathered).run();
+  const StepOptions with = with_compact(options);
+  Gatherer(arguments, with, known, gathered).run();
+}
+
 Gathered gather_once(const StepArguments& arguments, Amp& amp, const StepOptions& options,
                      KnownMeshes& known) {
   const at::NoGradGuard no_grad;
@@ -201,7 +217,7 @@ Gathered gather_once(const StepArguments& arguments, Amp& amp, const StepOptions
   gathered.table.rule = arguments.rule;
   gathered.table.zero_grads = options.zero_grads;
   if (options.ema_decay) gathered.table.ema_weight = 1.0 - *options.ema_decay;
-  Gatherer(arguments, options, known, gathered).run();
+  run_gatherer(arguments, options, known, gathered);
   if (gathered.host_decides != HostDecides::No) {
     if (amp.is_on_device() || options.needs_norm()) check_host_can_wait(gathered);
     amp.read_on_host();
@@ -220,6 +236,8 @@ Gathered gather(const StepArguments& arguments, Amp& amp, const StepOptions& opt
       if (!known.ask()) return gathered;
     } catch (const PythonError&) {
       throw;
+    } catch (const HasCompact&) {
+      return gather(arguments, amp, with_compact(options));
     } catch (...) {
       if (!known.ask()) throw;
     }

@@ -58,6 +58,7 @@ struct Gathered {
   std::vector<Averaged> first_averages;            // the optimizer's first: become the parameters
   std::vector<Averaged> averages_alone;            // of parameters without a gradient
   HostDecides host_decides = HostDecides::No;
+  bool has_compact = false;  // a group or a state has to do with compact formats
 
   /// The first reason stays.
   void let_host_decide(HostDecides reason) {

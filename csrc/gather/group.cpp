@@ -103,14 +103,19 @@ bool stochastic_rounding_of(PyObject* dict, bool of_optimizer) {
 /// read, for errors.
 void read_states(ParamGroup& group, PyObject* dict, const RuleSpec& rule,
                  const StepOptions& of_optimizer, const char*& option) {
-  if (of_optimizer.has_compact) {
+  group.stochastic_rounding = of_optimizer.stochastic_rounding;
+  group.master_bits = of_optimizer.master_bits;
+  StateDtypes dtypes = *of_optimizer.state_dtypes;
+  if (PyDict_GET_SIZE(dict) > of_optimizer.num_usual_keys) {
     option = "stochastic_rounding";
-    group.stochastic_rounding = stochastic_rounding_of(dict, of_optimizer.stochastic_rounding);
+    group.stochastic_rounding = stochastic_rounding_of(dict, group.stochastic_rounding);
     option = "master_bits";
-    group.master_bits = master_bits_of(dict, of_optimizer.master_bits);
+    group.master_bits = master_bits_of(dict, group.master_bits);
+    option = "state_dtype";
+    dtypes = state_dtypes_of(dict, dtypes, rule);
   }
   option = "state_dtype";
-  const StateDtypes dtypes = state_dtypes_of(dict, *of_optimizer.state_dtypes, rule);
+  group.asks_for_compact = group.master_bits != 0 || group.stochastic_rounding;
   for (int i = 0; i < rule.num_states; ++i) {
     const StateSpec& state = rule.states[i];
     if (state.enabled_by != nullptr && !is_switched_on(group, rule, state.enabled_by)) continue;
@@ -118,7 +123,9 @@ void read_states(ParamGroup& group, PyObject* dict, const RuleSpec& rule,
     if (!state.is_like_param()) continue;
     group.mask |= StateMask{1} << rule.places[i];
     group.dtypes[i] = dtypes.of(state.name);
-    if (group.dtypes[i] == kCodes) check_codes(group, rule, state);
+    if (group.dtypes[i] != kCodes) continue;
+    check_codes(group, rule, state);
+    group.asks_for_compact = true;
   }
 }
 

@@ -28,6 +28,7 @@ struct ParamGroup {
   bool maximize = false;
   int master_bits = 0;  // of its bfloat16 parameters
   bool stochastic_rounding = false;
+  bool asks_for_compact = false;  // by one of these, or by codes
 };
 
 /// Reads a group. Throws NotFused where the group is mangled, or where a value is one that torch's

@@ -41,6 +41,10 @@ PyObject** place_of(PyObject* key, const Lookup& lookup, FoundParam& param) {
 
 /// Looks up by value what was not found by identity: keys that were unpickled are not interned.
 void find_by_value(const Lookup& lookup, FoundParam& param) {
+  for (int i = lookup.num_rows; i < lookup.rows.num_rows; ++i)
+    if (lookup.rows.rows[i].kind != RowKind::Counter &&
+        get_item(param.state, lookup.rows.keys[i]) != nullptr)
+      throw HasCompact();
   for (int i = 0; i < lookup.num_rows; ++i)
     if (lookup.is_on(i) && param.values[i] == nullptr)
       param.values[i] = get_item(param.state, lookup.rows.keys[i]);
@@ -105,12 +109,6 @@ void find_local_grads(std::vector<FoundParam>& found, Sharded& sharded) {
 void prefetch_storage(const c10::TensorImpl& tensor) {
   const c10::Storage& storage = tensor.unsafe_storage();
   if (storage) prefetch(storage.unsafeGetStorageImpl());
-}
-
-PyObject* intern(const char* name) {
-  PyObject* key = PyUnicode_InternFromString(name);
-  if (key == nullptr) throw PythonError();
-  return key;
 }
 
 }  // namespace

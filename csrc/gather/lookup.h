@@ -40,6 +40,9 @@ bool is_tensor(PyObject* object);
 /// asks a key of equal hash for its `__eq__`.
 void check_keys(PyObject* states, Sharded& sharded);
 
+/// Thrown where a state holds what compact formats keep and nobody has looked for it.
+struct HasCompact {};
+
 /// A parameter of a step with what belongs to it. All pointers are borrowed.
 struct FoundParam {
   PyObject* object = nullptr;          // which the state belongs to

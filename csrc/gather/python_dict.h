@@ -21,4 +21,11 @@ inline PyObject* get_item(PyObject* dict, PyObject* key) {
   return value;
 }
 
+/// A string that dicts know by its address, for as long as the process lives.
+inline PyObject* intern(const char* name) {
+  PyObject* key = PyUnicode_InternFromString(name);
+  if (key == nullptr) throw PythonError();
+  return key;
+}
+
 }  // namespace fused_optim

@@ -22,12 +22,6 @@ PyObject* g_shard_order_key;
 PyObject* g_dim_key;
 PyObject* g_split_factor_key;
 
-PyObject* intern(const char* name) {
-  PyObject* key = PyUnicode_InternFromString(name);
-  if (key == nullptr) throw PythonError();
-  return key;
-}
-
 /// An attribute, of which its object stays the owner.
 PyObject* borrow(PyObject* object, PyObject* key) {
   PyObject* value = PyObject_GetAttr(object, key);

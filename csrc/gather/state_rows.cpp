@@ -1,19 +1,10 @@
 #include "gather/state_rows.h"
 
 #include "base/errors.h"
+#include "gather/python_dict.h"
 #include "tensors/checks.h"
 
 namespace fused_optim {
-namespace {
-
-PyObject* intern(const char* name) {
-  PyObject* key = PyUnicode_InternFromString(name);
-  if (key == nullptr) throw PythonError();
-  return key;
-}
-
-}  // namespace
-
 namespace {
 
 void add_row(RuleRows& rows, const StateSpec& spec, RowKind kind, int place) {

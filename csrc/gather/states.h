@@ -21,7 +21,7 @@ class StateGatherer {
         sharded_(sharded),
         builder_(builder),
         gathered_(gathered),
-        compact_(rows, options, sharded, builder, gathered) {}
+        compact_(rule, rows, options, sharded, builder, gathered) {}
 
   /// Adds all states of a parameter with a gradient to its entry, which is the table's next one.
   void add(TensorEntry& entry, const AtHand& param, RowMask are_on);

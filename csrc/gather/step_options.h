@@ -28,6 +28,7 @@ struct StepOptions {
   bool stochastic_rounding = false;
   uint64_t rounding_seed = 0;
   bool has_compact = false;  // whether states may be in compact formats
+  int num_usual_keys = 0;    // of a group that says nothing of how its tensors are kept
 
   at::Tensor grad_norm;      // before clipping: no dimensions, float64, on the first one's device
   at::Tensor skipped_steps;  // so far: likewise, int64

@@ -12,8 +12,8 @@ bool same_bucket(const TensorEntry& a, const TensorEntry& b, BucketsOf kind) {
     return false;
   // On the CPU each tensor finds its own way through one kernel.
   if (a.device.kind == DeviceKind::CPU && kind == BucketsOf::EachDevice) return true;
-  return a.is_uniform() == b.is_uniform() &&
-         (!a.is_uniform() || a.formats[kParam] == b.formats[kParam]);
+  return a.kernel_kind() == b.kernel_kind() &&
+         (a.kernel_kind() != KernelKind::Uniform || a.formats[kParam] == b.formats[kParam]);
 }
 
 }  // namespace
@@ -24,7 +24,7 @@ void for_each_bucket(const TensorTable& table, BucketsOf kind,
   std::vector<int64_t> ends;
   waiting.reserve(table.entries.size());
   for (const TensorEntry& entry : table.entries)
-    if (entry.numel > 0 || entry.device_step != nullptr) waiting.push_back(&entry);
+    if (entry.numel > 0 || advances_on_device(table, entry)) waiting.push_back(&entry);
 
   while (!waiting.empty()) {
     bucket.clear();

@@ -86,6 +86,7 @@ void step(const StepArguments& arguments, StepOptions* asked, Exchange* exchange
   Amp amp(arguments.grad_scale, arguments.found_inf);
   if (amp.has_overflowed() && !options.any()) return;
   Gathered gathered = gather(arguments, amp, options);
+  if (asked != nullptr && gathered.has_compact) asked->has_compact = true;
   step_gathered(gathered, amp, options, arguments.state, arguments.across_ranks, found);
   if (asked != nullptr) asked->publish(found);
 }

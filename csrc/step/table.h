@@ -37,8 +37,12 @@ struct OneElementState {
   double before, after;  // the step that is done
 };
 
+/// Which of CUDA's kernels step an entry: those of one format of all operands, of several, or of
+/// operands that have a part beside their tensors or are rounded stochastically.
+enum class KernelKind : uint8_t { Uniform, Mixed, Compact };
+
 /// What an entry has beside the tensors of its operands. Sides are dense, in the parameter's memory
-/// order, and so are operands that have one.
+/// order, and so are operands that have one. Such entries are computed in float.
 struct CompactEntry {
   void* sides[kMaxOperands] = {};  // of operands in compact formats: remainders, scales of blocks
   uint8_t stochastic = 0;          // a bit for each operand that is rounded so, where it may be
@@ -54,11 +58,11 @@ struct TensorEntry {
   void* operands[kMaxOperands];  // nullptr: there is none
   Format formats[kMaxOperands];
   int64_t numel;
-  double step;         // after the increment of this step; not read where device_step is set
-  float* device_step;  // the counter where it lives on the device, else nullptr
-  int32_t row;         // into TensorTable::rows
-  int32_t strided;     // into TensorTable::strided, or -1
-  int32_t compact;     // into TensorTable::compact, or -1
+  double step;           // after the increment of this step; not read where device_step is set
+  float* device_step;    // the counter where it lives on the device, else nullptr
+  int32_t row;           // into TensorTable::rows
+  int32_t strided = -1;  // into TensorTable::strided, or -1
+  int32_t compact = -1;  // into TensorTable::compact, or -1
   Device device;
   uint8_t mask;
 
@@ -74,6 +78,11 @@ struct TensorEntry {
     for (int i = kGrad; i < kMaxOperands; ++i)
       if (operands[i] != nullptr && formats[i] != formats[kParam]) return false;
     return true;
+  }
+
+  KernelKind kernel_kind() const {
+    if (is_compact()) return KernelKind::Compact;
+    return is_uniform() ? KernelKind::Uniform : KernelKind::Mixed;
   }
 };
 
@@ -116,6 +125,12 @@ inline RandomBits random_bits_of(const CompactEntry& compact, const TensorEntry&
                                  int operand) {
   const double step = compact.counter.data != nullptr ? compact.counter.after : entry.step;
   return RandomBits(random_key(compact.key, step, operand));
+}
+
+/// Whether the kernel advances a counter of steps of this entry, which then is on the device.
+inline bool advances_on_device(const TensorTable& table, const TensorEntry& entry) {
+  return entry.device_step != nullptr ||
+         (entry.is_compact() && table.compact[entry.compact].counter.is_on_device);
 }
 
 inline bool is_strided(const TensorTable& table, const TensorEntry& entry, int operand) {

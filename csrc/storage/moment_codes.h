@@ -18,9 +18,9 @@ struct SignedCodes {
 
   static constexpr float kLargestSquare = 127.0f * 127.0f;
 
-  /// Of a block whose largest magnitude has these bits, which gets code 127. Rounded down to 10 bits,
-  /// so that products with the squares of codes are exact. NaN where a value of the block is no
-  /// finite number.
+  /// Of a block whose largest magnitude has these bits, which gets code 127. Rounded down to 10
+  /// bits, so that products with the squares of codes are exact. NaN where a value of the block is
+  /// no finite number.
   FUSED_OPTIM_INLINE static float scale_of(uint32_t largest) {
     constexpr float kSmallest = 0x1p-126f;
     const float exact = bits_as<float>(largest) / kLargestSquare;
@@ -33,8 +33,11 @@ struct SignedCodes {
     return root * absolute(root) * scale;
   }
 
-  /// What values of the block are multiplied by before they are encoded.
-  FUSED_OPTIM_INLINE static float factor_of(float scale) { return 1.0f / scale; }
+  /// What values of the block are multiplied by before they are encoded: a little more than the
+  /// reciprocal, so that no rounding takes the largest one below its code's square.
+  FUSED_OPTIM_INLINE static float factor_of(float scale) {
+    return 1.0f / scale * (1.0f + 0x1p-21f);
+  }
 
   /// Up where the random number is below the share of the way from the code's square to the next
   /// one's.
@@ -70,15 +73,17 @@ struct UnsignedCodes {
   using Code = uint8_t;
   static constexpr int kMantissaShift = 19;  // from a float's 23 bits to 4
   static constexpr int32_t kBinades = 16;
+  static constexpr uint32_t kNaN = 0x7fc00000u;
 
   /// The power of two at which the last binade begins. A value between its largest code and its end
-  /// belongs to the next one, as it may be rounded up. NaN as above.
+  /// belongs to the next one, as it may be rounded up. An infinite value is a very large one. NaN
+  /// where one of the block is.
   FUSED_OPTIM_INLINE static float scale_of(uint32_t largest) {
     constexpr uint32_t kSmallest = static_cast<uint32_t>(kBinades) << 23, kLargest = 254u << 23;
     const uint32_t rounded_up = (largest + ((1u << kMantissaShift) - 1u)) & 0x7f800000u;
     const uint32_t at_least = rounded_up < kSmallest ? kSmallest : rounded_up;
     const uint32_t bits = at_least > kLargest ? kLargest : at_least;
-    return bits_as<float>(largest >= 0x7f800000u ? 0x7fc00000u : bits);
+    return bits_as<float>(largest > 0x7f800000u ? 0x7fc00000u : bits);
   }
 
   FUSED_OPTIM_INLINE static float decode(Code code, float scale) {
@@ -103,8 +108,10 @@ struct UnsignedCodes {
     const auto exponent = static_cast<int32_t>(bits_as<uint32_t>(scale) >> 23 & 0xffu);
     return (exponent < kBinades ? 1 : exponent - (kBinades - 1)) << 4;
   }
+  /// Every NaN is one NaN: its code, which nothing reads, is the same on every processor.
   FUSED_OPTIM_INLINE static Code encode_bits(float value, float scale, uint32_t added) {
-    const uint32_t bits = bits_as<uint32_t>(value) & 0x7fffffffu;
+    const uint32_t magnitude = bits_as<uint32_t>(value) & 0x7fffffffu;
+    const uint32_t bits = magnitude > kNaN ? kNaN : magnitude;
     const int32_t code = static_cast<int32_t>((bits + added) >> kMantissaShift) - first_code(scale);
     const int32_t at_least_one = code < 1 ? 1 : code;
     const int32_t in_range = at_least_one > 255 ? 255 : at_least_one;

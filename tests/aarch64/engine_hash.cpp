@@ -53,6 +53,8 @@ void run_all() {
     for (int operand = 0; operand < kMaxOperands; ++operand) {
       const Bytes& bytes = tensors.operand(operand);
       hash.add(bytes.data(), bytes.size() / item_size(kind.dtype), kind.dtype);
+      const Bytes& side = tensors.side(operand);
+      hash.add(side.data(), side.size() / sizeof(float), Format::Float32);
     }
     print(all, hash, kind.name());
     ++kernels;

@@ -16,8 +16,26 @@ import fused_optim
 SHAPES = [(), (0,), (3,), (17, 5), (8193,), (50_001,)]
 
 
+COMPACT = {"master_bits": 24, "state_dtype": torch.int8, "stochastic_rounding": True}
+
+
+def step_compact(cls, options):
+    """Whole blocks and a last one, aligned, unaligned and strided."""
+    params = make_params([(), (0,), (17, 5), (100, 50), (8193,), (50_001,)], torch.bfloat16)
+    optimizer = cls(params, **options, **COMPACT, ema_decay=0.75, zero_grads=True)
+    for seed in range(3):
+        set_grads(params, seed=seed)
+        if seed == 2:
+            params[3].grad = params[3].grad.t().contiguous().t()
+            params[4].grad = torch.empty(8194, dtype=torch.bfloat16)[1:].copy_(params[4].grad)
+        optimizer.step()
+    assert optimizer.fallback_reason is None, optimizer.fallback_reason
+
+
 def main():
     torch.set_default_device("cuda")
+    step_compact(fused_optim.SGD, {"momentum": 0.9})
+    step_compact(fused_optim.AdamW, {})
     for cls, options in CASES:
         for dtype in (torch.float32, torch.bfloat16, torch.complex64):
             params = make_params(SHAPES, dtype)

@@ -67,29 +67,50 @@ Stream& stream_of(cudaStream_t stream) {
   std::abort();
 }
 
-int device_at(const void* address) {
+/// The allocation that this address lies in, with its beginning, or nullptr.
+const std::pair<const uintptr_t, Allocation>* allocation_at(const void* address) {
   const auto begin = reinterpret_cast<uintptr_t>(address);
   auto next = allocations().upper_bound(begin);
-  if (next == allocations().begin()) return -1;
+  if (next == allocations().begin()) return nullptr;
   --next;
-  return begin < next->first + next->second.size ? next->second.device : -1;
+  return begin < next->first + next->second.size ? &*next : nullptr;
 }
 
-/// Makes device memory accessible for as long as a kernel or copy runs.
+int device_at(const void* address) {
+  const auto* allocation = allocation_at(address);
+  return allocation == nullptr ? -1 : allocation->second.device;
+}
+
+/// Makes device memory accessible for as long as a kernel or copy runs: where these addresses lie,
+/// or all of it where there are none. Thousands of copies between thousands of tensors would take
+/// long otherwise.
 struct Access {
-  Access() { protect(PROT_READ | PROT_WRITE); }
-  ~Access() { protect(PROT_NONE); }
-  static void protect(int access) {
-    for (const auto& [begin, allocation] : allocations())
-      mprotect(reinterpret_cast<void*>(begin), allocation.size, access);
+  using Addresses = std::vector<const void*>;
+
+  explicit Access(const Addresses& addresses = {}) : addresses_(addresses) {
+    protect(PROT_READ | PROT_WRITE);
   }
+  ~Access() { protect(PROT_NONE); }
+
+ private:
+  void protect(int access) const {
+    const auto protect = [=](const auto& allocation) {
+      mprotect(reinterpret_cast<void*>(allocation.first), allocation.second.size, access);
+    };
+    for (const void* address : addresses_)
+      if (const auto* allocation = allocation_at(address)) protect(*allocation);
+    if (!addresses_.empty()) return;
+    for (const auto& allocation : allocations()) protect(allocation);
+  }
+
+  const Addresses addresses_;
 };
 
-cudaError_t submit(cudaStream_t stream, Work work) {
+cudaError_t submit(cudaStream_t stream, Work work, const Access::Addresses& addresses = {}) {
   if (Capture* capture = stream_of(stream).capture) {
     capture->work.push_back(std::move(work));
   } else {
-    const Access access;
+    const Access access(addresses);
     work();
   }
   return cudaSuccess;
@@ -102,6 +123,15 @@ void check_address(const void* address, int device, const char* what) {
 
 void check_operand(const EntryView& entry, void* data, int device, const char* what) {
   if (entry.numel() > 0) check_address(data, device, what);
+}
+
+template <class Kernel>
+void check_compact(const TableView& table, const EntryView& entry, int device) {
+  const CompactView compact = Kernel::compact_at(table, entry);
+  for (int k = 0; k < Kernel::kOperands; ++k)
+    if (k != kGrad) check_operand(entry, compact.side(k), device, "a remainder or scales");
+  if (!Kernel::kHasStep && compact.has_device_counter())
+    check_address(compact.device_counter(), device, "a counter of steps");
 }
 
 template <class Kernel>
@@ -125,6 +155,7 @@ void check_addresses(const TableView& table, int device) {
     if (entry.flags() & EntryView::kDeviceStep) check_address(entry.device_step(), device, "step");
     for (int k = 0; k < Kernel::kOneElementStates; ++k)
       check_address(entry.one_element_state(k), device, "a state of one element");
+    if constexpr (Kernel::kIsCompact) check_compact<Kernel>(table, entry, device);
   }
 }
 
@@ -178,9 +209,10 @@ std::string mangled_arguments() {
 template <class Visit>
 void for_each_element(Visit visit) {
   for (int format = 0; format < kNumFormats; ++format)
-    with_element(/*is_uniform=*/true, static_cast<Format>(format), visit);
+    with_element(KernelKind::Uniform, static_cast<Format>(format), visit);
   visit(Mixed<float>());
   visit(Mixed<double>());
+  visit(Compact());
 }
 
 bool run_ours(const std::string& name, dim3 grid, dim3 block, void** arguments,
@@ -308,6 +340,8 @@ bool run_fill(const std::string& name, void** arguments, cudaStream_t stream) {
   if (is("d")) return fill(*static_cast<uint64_t*>(arguments[1]));
   if (is("N3c108BFloat16")) return fill(*static_cast<uint16_t*>(arguments[1]));
   if (is("N3c104Half")) return fill(*static_cast<uint16_t*>(arguments[1]));
+  if (is("a") || is("h")) return fill(*static_cast<uint8_t*>(arguments[1]));
+  if (is("s")) return fill(*static_cast<uint16_t*>(arguments[1]));
   if (is("l")) return fill(*static_cast<uint64_t*>(arguments[1]));
   if (is("N3c107complexIfE")) return fill(*static_cast<uint64_t*>(arguments[1]));
   return false;
@@ -486,18 +520,18 @@ cudaError_t cudaFreeHost(void* pointer) {
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind,
                             cudaStream_t stream) {
-  return submit(stream, [=] { std::memcpy(to, from, size); });
+  return submit(stream, [=] { std::memcpy(to, from, size); }, {to, from});
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
   ++synchronizations;
-  return submit(nullptr, [=] { std::memcpy(to, from, size); });
+  return submit(nullptr, [=] { std::memcpy(to, from, size); }, {to, from});
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size,
                                 cudaStream_t stream) {
-  return submit(stream, [=] { std::memcpy(to, from, size); });
+  return submit(stream, [=] { std::memcpy(to, from, size); }, {to, from});
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t stream) {
-  return submit(stream, [=] { std::memset(to, value, size); });
+  return submit(stream, [=] { std::memset(to, value, size); }, {to});
 }
 
 // Streams and events.

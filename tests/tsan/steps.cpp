@@ -43,9 +43,8 @@ bool has_operand(const StepCase& kind, int operand) {
 }  // namespace
 
 std::string StepCase::name() const {
-  constexpr const char* dtypes[kNumFormats] = {"float32", "float64", "bfloat16", "float16"};
   return std::string(kRules[rule].name) + " of states " + std::to_string(states) + ", " +
-         dtypes[static_cast<int>(dtype)] + (is_strided ? ", strided" : "") +
+         format_name(dtype) + (is_compact ? ", compact" : "") + (is_strided ? ", strided" : "") +
          (is_finished ? ", zeroed and averaged" : "");
 }
 
@@ -58,6 +57,8 @@ std::vector<StepCase> step_cases() {
         for (int options = 0; options < 4; ++options)
           cases.push_back(
               {rule, states, static_cast<Format>(dtype), (options & 1) != 0, (options & 2) != 0});
+      for (const bool is_finished : {false, true})
+        cases.push_back({rule, states, Format::BFloat16, false, is_finished, true});
     }
   return cases;
 }
@@ -67,7 +68,10 @@ Tensors::Tensors(const StepCase& kind) : kind_(kind) {
   int64_t total = 0;
   for (const Shape& shape : shapes) ends_.push_back(total += shape.numel());
   for (int operand = 0; operand < kMaxOperands; ++operand)
-    if (has_operand(kind, operand)) operands_[operand].resize(total * item_size(kind.dtype));
+    if (has_operand(kind, operand)) {
+      operands_[operand].resize(total * item_size(kind.dtype));
+      if (kind.is_compact) sides_[operand].resize(total * sizeof(float));  // more than enough
+    }
   fill_random(operands_[kParam].data(), total, kind.dtype, 0);
 
   table_.rule = kind.rule;
@@ -100,7 +104,6 @@ void Tensors::add_tensor(const Shape& shape, int64_t first) {
   TensorEntry entry{};
   entry.numel = shape.numel();
   entry.row = index / 4 % kGroups;
-  entry.strided = -1;
   entry.device = kHost;
   std::fill_n(entry.formats, kMaxOperands, kind_.dtype);
   entry.mask = static_cast<uint8_t>(kind_.states);
@@ -113,8 +116,31 @@ void Tensors::add_tensor(const Shape& shape, int64_t first) {
       fill(entry.operands[kFirstState + rule.places[i]], entry.numel, kind_.dtype,
            table_.rows[entry.row].values[hyperparameter_index(rule, rule.states[i].begins_as)]);
   if (kind_.is_strided && index % 2 == 0) add_layout(shape, entry);
+  if (kind_.is_compact) make_compact(first, entry);
   add_one_element_states(entry.row);
   table_.entries.push_back(entry);
+}
+
+/// The parameter gets a master, moments codes of zero; other states stay as they are.
+void Tensors::make_compact(int64_t first, TensorEntry& entry) {
+  const RuleSpec& rule = kRules[kind_.rule];
+  entry.compact = static_cast<int32_t>(table_.compact.size());
+  CompactEntry& compact = table_.compact.emplace_back();
+  compact.key = static_cast<uint64_t>(first);
+  const auto make = [&](int operand, Format format) {
+    entry.formats[operand] = format;
+    compact.sides[operand] = sides_[operand].data() + first * sizeof(float);
+  };
+  make(kParam, Format::Master24);
+  compact.stochastic = 1u << kParam;
+  for (int i = 0; i < rule.num_states; ++i) {
+    const StateSpec& state = rule.states[i];
+    if (!state.is_like_param() || !state.has_codes() || !has_state(kind_.states, rule.places[i]))
+      continue;
+    const int operand = state_operand(rule.places[i]);
+    make(operand, state.moment == Moment::First ? Format::SignedCodes : Format::UnsignedCodes);
+    memset(entry.operands[operand], 0, entry.numel * item_size(kind_.dtype));
+  }
 }
 
 /// Column by column, where the parameter lies row by row.
@@ -163,7 +189,8 @@ void Tensors::run_steps() {
 }
 
 bool Tensors::has_same_bits(const Tensors& other) const {
-  return std::equal(operands_, operands_ + kMaxOperands, other.operands_);
+  return std::equal(operands_, operands_ + kMaxOperands, other.operands_) &&
+         std::equal(sides_, sides_ + kMaxOperands, other.sides_);
 }
 
 }  // namespace fused_optim::tsan

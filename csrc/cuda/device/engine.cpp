@@ -21,9 +21,14 @@ namespace {
 struct KernelName {
   int rule;
   StateMask mask;
-  bool is_uniform;
+  KernelKind kind;
   Format format;
   Device device;
+
+  std::string formats() const {
+    if (kind == KernelKind::Compact) return "compact formats";
+    return format_name(format) + std::string(kind == KernelKind::Uniform ? "" : " and others");
+  }
 
   std::string text() const {
     const RuleSpec& spec = kRules[rule];
@@ -31,8 +36,8 @@ struct KernelName {
     for (int i = 0; i < spec.num_states; ++i)
       if (spec.states[i].is_like_param() && has_state(mask, spec.places[i]))
         states += std::string(", ") + spec.states[i].name;
-    return std::string(spec.name) + "<" + format_name(format) + (is_uniform ? "" : " and others") +
-           states + "> on cuda:" + std::to_string(device.index);
+    return std::string(spec.name) + "<" + formats() + states +
+           "> on cuda:" + std::to_string(device.index);
   }
 };
 
@@ -44,7 +49,7 @@ struct Kernel {
 /// The kernel for a table of this size. The device must be current.
 template <class Table>
 Kernel find_kernel(const KernelName& name) {
-  const void* function = step_kernel<Table>(name.rule, name.mask, name.is_uniform, name.format);
+  const void* function = step_kernel<Table>(name.rule, name.mask, name.kind, name.format);
   if (function == nullptr) throw std::logic_error("fused_optim: no kernel " + name.text());
   return {function, max_blocks(function, kThreads, name)};
 }
@@ -58,7 +63,14 @@ void launch(const Kernel& kernel, uint32_t blocks, Table& table, cudaStream_t st
 }
 
 KernelName name_of(int rule, const TensorEntry& entry) {
-  return {rule, entry.mask, entry.is_uniform(), entry.formats[kParam], entry.device};
+  return {rule, entry.mask, entry.kernel_kind(), entry.formats[kParam], entry.device};
+}
+
+/// Whether the kernel has counters to advance.
+bool advances_any(const Bucket& bucket) {
+  return std::any_of(
+      bucket.entries, bucket.entries + bucket.num_entries,
+      [&](const TensorEntry* entry) { return advances_on_device(*bucket.table, *entry); });
 }
 
 }  // namespace
@@ -94,14 +106,14 @@ void apply(const Bucket& bucket) {
   const KernelName name = name_of(bucket.table->rule, first);
 
   uint32_t arrival = TableHead::kNoStepsToAdvance;
-  if (first.device_step != nullptr) {
+  const bool advances = advances_any(bucket);
+  if (advances) {
     cudaStreamCaptureStatus status;
     unsigned long long capture = 0;
     check(cudaStreamGetCaptureInfo(stream, &status, &capture), "launching", name);
     arrival = arrival_for(stream.id(), status == cudaStreamCaptureStatusActive ? capture : 0);
   }
-  const bool advances_alone =
-      first.device_step != nullptr && arrival == TableHead::kNoStepsToAdvance;
+  const bool advances_alone = advances && arrival == TableHead::kNoStepsToAdvance;
   for (const FilledTable& filled : fill_tables(bucket, bucket.table->inputs_of(first.device)))
     filled.as_argument([&]<class Table>(Table& table) {
       const Kernel kernel = find_kernel<Table>(name);

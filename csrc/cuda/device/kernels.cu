@@ -52,9 +52,9 @@ __global__ void __launch_bounds__(kThreads, 2) step_kernel_of(const __grid_const
 }  // namespace
 
 template <class Table>
-const void* step_kernel(int rule, StateMask states, bool is_uniform, Format format) {
+const void* step_kernel(int rule, StateMask states, KernelKind kind, Format format) {
   const void* kernel = nullptr;
-  with_element(is_uniform, format, [&]<class Element>(Element) {
+  with_element(kind, format, [&]<class Element>(Element) {
     with_kernel_types<Element>(rule, states, [&]<class Types>(Types) {
       kernel = reinterpret_cast<const void*>(
           &step_kernel_of<typename Types::Rule, Types::states, Element, Table>);
@@ -62,8 +62,8 @@ const void* step_kernel(int rule, StateMask states, bool is_uniform, Format form
   });
   return kernel;
 }
-template const void* step_kernel<SmallKernelTable>(int, StateMask, bool, Format);
-template const void* step_kernel<KernelTable>(int, StateMask, bool, Format);
+template const void* step_kernel<SmallKernelTable>(int, StateMask, KernelKind, Format);
+template const void* step_kernel<KernelTable>(int, StateMask, KernelKind, Format);
 
 const int kCompiledArchs[] = {__CUDA_ARCH_LIST__};
 const int kNumCompiledArchs = sizeof(kCompiledArchs) / sizeof(int);

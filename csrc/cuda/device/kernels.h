@@ -9,7 +9,7 @@ namespace fused_optim::cuda {
 /// What cudaLaunchKernel takes: a kernel whose one argument is `Table`, a KernelTable or a
 /// SmallKernelTable. nullptr where no kernel serves these.
 template <class Table>
-const void* step_kernel(int rule, StateMask states, bool is_uniform, Format format);
+const void* step_kernel(int rule, StateMask states, KernelKind kind, Format format);
 
 /// The value of nvcc's __CUDA_ARCH_LIST__.
 extern const int kCompiledArchs[];
