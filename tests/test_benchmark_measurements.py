@@ -112,6 +112,16 @@ def test_a_step_that_leaves_elements_out_is_not_the_best_of_torchs(dtype):
     assert not measure.measure("Adam", small, 2, 1, kept=kept.Kept(dtype), compiled=False).wrong
 
 
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@pytest.mark.filterwarnings("ignore:.*stands still")
+def test_fewer_bits_are_not_wrong(state_dtype):
+    kept_so = kept.Kept(state_dtype=state_dtype)
+    rows = accuracy.measure_accuracy("AdamW", "cpu", compiled=False, kept=kept_so)
+    ours, torchs = rows[peers.OURS], rows[peers.FOR_LOOP]
+    assert not ours["wrong"]
+    assert state_dtype == "bfloat16" or ours["error"] > accuracy.WRONG * torchs["error"]
+
+
 def test_a_wrong_optimizer_is_flagged(monkeypatch):
     """A relative error of 1e-5 in the update."""
 
