@@ -130,6 +130,8 @@ benchmark benchmark-half 60 --dtype bfloat16 --dtype float16 \
   --optimizer Adam --optimizer AdamW --optimizer SGD+momentum --workload resnet50 --workload 25M
 benchmark benchmark-large 60 --dtype float32 --dtype bfloat16 --dtype float16 --optimizer Adam \
   --workload 1G --workload llama_3_2_1b --workload 3000x3500 --workload embedding
+benchmark benchmark-fewer-bytes 40 --optimizer AdamW --workload 25M --workload llama_3_2_1b \
+  --master-bits 24 --state-dtype int8 --stochastic-rounding
 
 sanitizer=$(command -v compute-sanitizer || echo "$CUDA_HOME/bin/compute-sanitizer")
 for tool in memcheck racecheck initcheck; do # side by side: nothing is timed
