@@ -60,8 +60,9 @@ struct SignedCodes {
     const float square = bits_as<float>(bits_as<uint32_t>(value) & 0x7fffffffu) * factor;
     return square < kLargestSquare ? square : kLargestSquare;
   }
+  /// A NaN's sign, which is the processor's, is none.
   FUSED_OPTIM_INLINE static Code with_sign(int32_t code, float value) {
-    const int32_t sign = static_cast<int32_t>(bits_as<uint32_t>(value)) >> 31;
+    const int32_t sign = value < 0.0f ? -1 : 0;
     return static_cast<Code>((code ^ sign) - sign);
   }
 };
