@@ -106,7 +106,7 @@ test-aarch64: $(TSAN)/torch_includes
 # everything else with the torch that it is compiled for.
 CUDA_TESTS := $(wildcard tests/test_*cuda*.py) $(addprefix tests/,smoke.py test_for_the_gpu.py \
   test_gpu_script.py test_installation.py test_equivalence.py test_state_dict.py test_bad_input.py \
-  test_coded_states.py test_masters.py test_sharded.py test_drop_in.py)
+  test_coded_states.py test_coded_bad_input.py test_masters.py test_sharded.py test_drop_in.py)
 CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= torch==2.11.0
 CUDA_HOME ?= /usr/local/cuda

@@ -21,8 +21,6 @@
 #include "run/exchange.h"
 #include "run/step.h"
 #include "run/total_norm.h"
-#include "tensors/checks.h"
-#include "tensors/compact.h"
 
 namespace fused_optim {
 namespace {
@@ -42,10 +40,6 @@ py::object answer_of(Run run) {
   } catch (python_error& error) {
     rethrow(error);
   }
-}
-
-void check_rule(int rule) {
-  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
 }
 
 /// From a pair: a tuple of (mesh, sharded dimensions, number) for each placement, and the callable.
@@ -84,11 +78,6 @@ py::object why_not_fused(int rule, const char* name, const py::object& param_gro
     Amp amp(Py_None, Py_None);
     gather({rule, name, param_groups.ptr(), state.ptr(), Py_None, Py_None, nullptr}, amp, options);
   });
-}
-
-/// None where there is none.
-py::object wrap(const at::Tensor& tensor) {
-  return py::reinterpret_steal<py::object>(object_of(tensor));
 }
 
 void bump_versions(PyObject* tensors) {
@@ -149,67 +138,6 @@ py::list states(int rule) {
     found.append(py::make_tuple(state.name, switch_name, !state.is_like_param()));
   }
   return found;
-}
-
-/// The states that can be in 8 bits, and whether their codes have signs.
-std::vector<std::pair<std::string, bool>> moments(int rule) {
-  check_rule(rule);
-  std::vector<std::pair<std::string, bool>> found;
-  const RuleSpec& spec = kRules[rule];
-  for (int i = 0; i < spec.num_states; ++i)
-    if (spec.states[i].has_codes())
-      found.emplace_back(spec.states[i].name, spec.states[i].moment == Moment::First);
-  return found;
-}
-
-/// The hyperparameters that, switched on, keep a state out of codes, by its name.
-std::map<std::string, std::string> exact_with(int rule) {
-  check_rule(rule);
-  std::map<std::string, std::string> found;
-  const RuleSpec& spec = kRules[rule];
-  for (int i = 0; i < spec.num_states; ++i)
-    if (spec.states[i].exact_with != nullptr)
-      found.emplace(spec.states[i].name, spec.states[i].exact_with);
-  return found;
-}
-
-/// Whether all of its elements can be read where they lie.
-bool is_readable(const at::Tensor& tensor) {
-  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
-  return is_plain(impl) && lies_within_storage(impl);
-}
-
-/// (codes, scales) of a moment's values, rounded to nearest.
-py::tuple encode(const py::object& values, bool is_signed) {
-  const at::Tensor read = tensor_in(values);
-  if (!is_readable(read) || !read.is_non_overlapping_and_dense())
-    throw py::value_error("values are dense, and within their storage");
-  const Coded coded = encoded(read, is_signed ? Moment::First : Moment::Second);
-  return py::make_tuple(wrap(coded.codes), wrap(coded.scales));
-}
-
-/// The reverse, in float32.
-py::object decode(const py::object& codes, const py::object& scales) {
-  const at::Tensor read = tensor_in(codes), read_scales = tensor_in(scales);
-  const bool are_codes = read.scalar_type() == at::kChar || read.scalar_type() == at::kByte;
-  if (!are_codes || !is_readable(read) || !read.is_non_overlapping_and_dense())
-    throw py::value_error("codes are int8 or uint8, dense, and within their storage");
-  if (read_scales.scalar_type() != at::kFloat || !is_readable(read_scales) ||
-      !read_scales.is_contiguous() || read_scales.numel() != num_scales(read.numel()))
-    throw py::value_error("scales are float32, one for each block of the codes");
-  return wrap(decoded(read, read_scales));
-}
-
-/// The float32 master of a bfloat16 parameter.
-py::object joined_of(const py::object& param, const py::object& remainder) {
-  const at::Tensor high = tensor_in(param), low = tensor_in(remainder);
-  const bool are_masters = high.scalar_type() == at::kBFloat16 &&
-                           (low.scalar_type() == at::kShort || low.scalar_type() == at::kChar);
-  if (!are_masters || high.sizes() != low.sizes() || !is_readable(high) || !is_readable(low))
-    throw py::value_error(
-        "a master is a bfloat16 parameter and a remainder of its shape in int16 or int8, both "
-        "within their storage");
-  return wrap(joined(high, low));
 }
 
 std::vector<std::string> scalar_states(int rule) {
@@ -321,6 +249,7 @@ PYBIND11_MODULE(_C, m) {
   initialize_lookup(py::module_::import("torch.nn").attr("Parameter").ptr(),
                     py::module_::import("collections").attr("defaultdict").ptr());
   add_bindings_for_tests(m);
+  add_bindings_for_compact(m);
   py::class_<StepOptions>(m, "StepOptions")
       .def(py::init<>())
       .def_readwrite("max_grad_norm", &StepOptions::max_grad_norm)
@@ -373,13 +302,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("rules", &rules);
   m.def("states", &states, py::arg("rule"));
   m.def("scalar_states", &scalar_states, py::arg("rule"));
-  m.def("moments", &moments, py::arg("rule"));
-  m.def("exact_with", &exact_with, py::arg("rule"));
-  m.def("scales_name", &scales_name, py::arg("state"));
-  m.def("is_readable", [](const py::object& tensor) { return is_readable(tensor_in(tensor)); });
-  m.def("encode", &encode, py::arg("values"), py::arg("is_signed"));
-  m.def("joined", &joined_of, py::arg("param"), py::arg("remainder"));
-  m.def("decode", &decode, py::arg("codes"), py::arg("scales"));
   m.def("built_isas", &cpu::built_isas);
   m.def("isa", [] { return std::string(cpu::isa_name(cpu::current_isa())); });
   m.def("set_isa", &cpu::set_isa);

@@ -8,6 +8,7 @@
 
 #include "gather/lookup.h"
 #include "gather/python_tensor.h"
+#include "rules/registry.h"
 #include "tensors/checks.h"
 
 namespace fused_optim {
@@ -36,7 +37,19 @@ inline const at::Tensor& number_in(const py::handle& object) {
   return tensor;
 }
 
+/// None where there is none.
+inline py::object wrap(const at::Tensor& tensor) {
+  return py::reinterpret_steal<py::object>(object_of(tensor));
+}
+
+inline void check_rule(int rule) {
+  if (rule < 0 || rule >= kNumRules) throw py::index_error("no such rule");
+}
+
 /// Adds what only tests call.
 void add_bindings_for_tests(py::module_& m);
+
+/// Adds what checkpoints and masters ask of compact formats.
+void add_bindings_for_compact(py::module_& m);
 
 }  // namespace fused_optim

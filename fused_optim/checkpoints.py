@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fused_optim import _C
-from fused_optim.compact import (
-    REMAINDER,
+from fused_optim.compact import REMAINDER, is_coded
+from fused_optim.compact_checkpoints import (
     encode_as_asked,
-    is_coded,
     remainder_as_kept,
     will_be_coded,
     with_decoded_states,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_optim import _C
-from fused_optim.sharding import are_placed_alike, is_dtensor, local_of, state_like
+from fused_optim.sharding import is_dtensor, local_of, state_like
 from fused_optim.torch_checks import places_of_params
 
 if TYPE_CHECKING:
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GROUP_OPTIONS",
+    "REMAINDER",
     "CompactOption",
     "a_seed",
     "asks_for_compact",
     "begin_in_float32",
     "check_compact_options",
-    "encode_as_asked",
     "has_compact",
     "is_coded",
     "master_parameters",
+    "may_be_coded",
+    "moments_of",
+    "option_of",
     "refuse_compact",
-    "remainder_as_kept",
     "warn_of_stalling",
-    "will_be_coded",
-    "with_decoded_states",
+    "with_local",
 ]
 
 #: The name of what lies beside a parameter that has a master.
@@ -120,7 +121,7 @@ def is_coded(state: object) -> bool:
     return isinstance(state, Tensor) and state.dtype in (torch.int8, torch.uint8)
 
 
-def _moments(optimizer: "FusedOptimizer") -> dict[str, bool]:
+def moments_of(optimizer: "FusedOptimizer") -> dict[str, bool]:
     """The states that can be in codes, and whether those have signs."""
     return dict(_C.moments(optimizer._rule))
 
@@ -151,10 +152,10 @@ def master_parameters(optimizer: "FusedOptimizer") -> Iterator[Tensor]:
         elif remainder is None or param.dtype != torch.bfloat16 or is_averaged:
             yield param.detach().to(torch.float32)
         else:
-            yield _with_local(param, place, REMAINDER, _C.joined, param.detach(), remainder)
+            yield with_local(param, place, REMAINDER, _C.joined, param.detach(), remainder)
 
 
-def _with_local(
+def with_local(
     param: Any, place: Any, name: str, make: Callable[[Tensor, Tensor], Tensor], *tensors: Any
 ) -> Tensor:
     """What ``make`` makes of two tensors, of DTensors of this rank's parts, as a state of the
@@ -164,91 +165,6 @@ def _with_local(
     except (ValueError, TypeError, RuntimeError) as error:
         raise RuntimeError(f"{place.text()}{name!r} does not fit: {error}") from error
     return state_like(param, made) if is_dtensor(param) else made
-
-
-def with_decoded_states(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state dict with float32 tensors in the place of codes and their scales."""
-    places = dict(enumerate(places_of_params(optimizer)))
-    decoded = {
-        key: _decoded(optimizer, places[key], state)
-        if isinstance(state, dict) and key in places
-        else state
-        for key, state in state_dict["state"].items()
-    }
-    return {**state_dict, "state": decoded}
-
-
-def _decoded(
-    optimizer: "FusedOptimizer", of_param: tuple[Any, Any, Tensor], state: dict[str, Any]
-) -> dict[str, Any]:
-    place, _, param = of_param
-    floats = {}
-    for name in _moments(optimizer):
-        if not is_coded(state.get(name)):
-            continue
-        scales = state.get(_C.scales_name(name))
-        if not isinstance(scales, Tensor):
-            place.fail(_C.scales_name(name), "is missing from the state")
-        floats[name] = _with_local(param, place, name, _C.decode, state[name], scales)
-    remainder: Any = state.get(REMAINDER)
-    if isinstance(remainder, Tensor) and remainder.dtype in (torch.int16, torch.int8):
-        # As a float, which holds it exactly: no backend has collectives of int16, by which a
-        # checkpoint may be gathered, and some gatherers take one dtype for all states.
-        floats[REMAINDER] = remainder.to(torch.float32)
-    beside = {_C.scales_name(name) for name in _moments(optimizer)}
-    return {name: floats.get(name, value) for name, value in state.items() if name not in beside}
-
-
-def remainder_as_kept(
-    optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, saved: Tensor
-) -> Tensor | None:
-    """The remainder of a state dict as an optimizer has it; None for one in bfloat16, which torch's
-    class has made of it and which is of a parameter before torch's steps. What is none stays as it
-    is, for the step to name."""
-    if saved.dtype == torch.bfloat16:
-        return None
-    dtype = torch.int8 if option_of(optimizer, group, "master_bits") == 24 else torch.int16
-    if not _C.is_readable(local_of(saved)):
-        return saved
-    kept = saved.to(param.device, dtype, copy=True)
-    return kept if torch.equal(local_of(kept).to(saved.dtype), local_of(saved)) else saved
-
-
-def encode_as_asked(
-    optimizer: "FusedOptimizer", param: Any, name: str, values: Tensor, state: dict[str, Any]
-) -> None:
-    """Puts a state that was loaded, one that :func:`will_be_coded`, into codes.
-
-    Args:
-        values (Tensor): on the parameter's device.
-        state (dict): the parameter's, which gets codes and scales.
-    """
-    local = torch.empty_like(local_of(param.detach()), dtype=torch.float32)
-    local.copy_(local_of(values))  # in the parameter's memory order
-    codes, scales = _C.encode(local, _moments(optimizer)[name])
-    state[name] = state_like(param, codes) if is_dtensor(param) else codes
-    state[_C.scales_name(name)] = scales
-
-
-def will_be_coded(
-    optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, name: str, saved: object
-) -> bool:
-    """Whether a state is to be in codes once it is loaded: floats that fit their parameter."""
-    if name not in _moments(optimizer) or not isinstance(saved, Tensor):
-        return False
-    asked = group.get("state_dtype", optimizer.state_dtype)
-    if (asked.get(name) if isinstance(asked, dict) else asked) != torch.int8:
-        return False
-    if saved.layout != torch.strided or not saved.is_floating_point():
-        return False
-    if not _C.is_readable(local_of(saved)):
-        return False
-    if saved.shape != param.shape or is_dtensor(saved) != is_dtensor(param):
-        return False
-    if group.get(_C.exact_with(optimizer._rule).get(name, "")):
-        return False
-    fits = not is_dtensor(param) or are_placed_alike(param, saved)
-    return fits and may_be_coded(param)
 
 
 def may_be_coded(param: Tensor) -> bool:
@@ -286,7 +202,7 @@ def _compact_of(
     if param.dtype == torch.bfloat16 and option_of(optimizer, group, "stochastic_rounding"):
         return "stochastic_rounding is asked for"
     asked = group.get("state_dtype", optimizer.state_dtype)
-    for name in _moments(optimizer):
+    for name in moments_of(optimizer):
         of_state = asked.get(name) if isinstance(asked, dict) else asked
         if is_coded(state.get(name)) or (of_state == torch.int8 and may_be_coded(param)):
             return f"{name!r} is to be in 8 bits"
@@ -304,7 +220,7 @@ def warn_of_stalling(optimizer: "FusedOptimizer") -> None:
         asked = group.get("state_dtype", optimizer.state_dtype)
         if option_of(optimizer, group, "stochastic_rounding"):
             continue
-        for name, is_signed in _moments(optimizer).items():
+        for name, is_signed in moments_of(optimizer).items():
             of_state = asked.get(name) if isinstance(asked, dict) else asked
             decay = _decay_of(group)
             if of_state == torch.bfloat16 and not is_signed and decay > 0.99:

@@ -74,7 +74,10 @@ def test_everything_runs_in_order_of_importance(tmp_path):
         "gpu", "build", "info", "tests-cuda", "benchmark", "benchmark-half", "benchmark-large",
         "benchmark-fewer-bytes", "on-device-1", "on-device-2", "on-device-3", "tests-cpu",
     ]  # fmt: skip
-    assert set(names[names.index("benchmark-fewer-bytes") + 1 : names.index("on-device-1")]) == sanitizers
+    assert (
+        set(names[names.index("benchmark-fewer-bytes") + 1 : names.index("on-device-1")])
+        == sanitizers
+    )
     assert sorted(path.name for path in run.folder.glob("[!.]*")) == [
         "results.tar.gz", "summary.txt",
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import benchmark_runs  # noqa: F401 (makes the benchmarks importable)
 import torch
-from test_coded_states import make, step
+from coded import make, step
 
 import fused_optim
 from benchmarks.memory import profiled
