@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
+from fused_optim.compact import FEWEST_IN_CODES
+
 #: What parameters, gradients and states are made of.
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 #: What our states alone can be made of, whatever the parameters are.
 STATE_DTYPES = ["float32", "bfloat16", "int8"]
 #: A state in 8 bits has a float32 scale for each block of 128 elements.
 CODED_BYTES = 1 + 4 / 128
-#: A tensor with fewer elements has float32 states where larger ones have 8 bits.
-FEWEST_IN_CODES = 4096
 
 
 def bytes_of(dtype: str) -> int:

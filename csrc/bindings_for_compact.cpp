@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "gather/compact_states.h"
 #include "rules/registry.h"
 #include "tensors/checks.h"
 #include "tensors/compact.h"
@@ -78,6 +79,7 @@ py::object joined_of(const py::object& param, const py::object& remainder) {
 }  // namespace
 
 void add_bindings_for_compact(py::module_& m) {
+  m.attr("FEWEST_IN_CODES") = kFewestInCodes;
   m.def("moments", &moments, py::arg("rule"));
   m.def("exact_with", &exact_with, py::arg("rule"));
   m.def("scales_name", &scales_name, py::arg("state"));

@@ -3,6 +3,8 @@ from typing import Any
 
 import torch
 
+FEWEST_IN_CODES: int
+
 class StepOptions:
     max_grad_norm: float | None
     skip_nonfinite: bool

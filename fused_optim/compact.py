@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
 __all__ = [
+    "FEWEST_IN_CODES",
     "GROUP_OPTIONS",
     "REMAINDER",
     "CompactOption",
@@ -37,7 +38,7 @@ __all__ = [
 REMAINDER = "remainder"
 
 #: Smaller tensors, counted over all ranks, keep their states in float32.
-FEWEST_IN_CODES = 4096
+FEWEST_IN_CODES = _C.FEWEST_IN_CODES
 
 
 def _bits_or_none(name: str, value: Any) -> int | None:

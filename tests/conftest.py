@@ -30,6 +30,15 @@ def same_start():
     torch.set_default_dtype(dtype)
 
 
+@pytest.fixture
+def one_thread():
+    """Thousands of steps that take microseconds: threads that wait for one another take more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=FUSED, ids=lambda cls: cls.__name__)
 def optimizer_class(request):
     """Each fused class in turn: a new one is tested by being registered."""

@@ -8,6 +8,8 @@ from twins import CODED, TORCH
 import fused_optim
 import fused_optim._C as _C
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 #: Elements; steps with gradients of one size, and then with a tenth of it.
 SIZE, BEFORE, AFTER = 4096, 1500, 500
 
@@ -58,15 +60,6 @@ def assert_follows(result, is_signed, rms):
     assert abs(ratio.median() - 1) <= 0.03
     # What Adam divides by is its root.
     assert ((1 / ratio.sqrt() - 1) ** 2).mean().sqrt() <= rms
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Thousands of steps that take microseconds: threads that wait for one another take more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 #: A square that feeds itself back, so that errors in it grow: in bfloat16, not in 8 bits.

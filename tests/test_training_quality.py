@@ -15,11 +15,8 @@ DIGITS, CHARACTERS = small_models.TASKS
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def usual_stance(one_thread):
     yield
-    torch.set_num_threads(before)
     torch.compiler.set_stance("default")
 
 

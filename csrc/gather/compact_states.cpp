@@ -14,10 +14,6 @@
 namespace fused_optim {
 namespace {
 
-/// Tensors with fewer elements keep their states in float32: 8 bits would save little, and
-/// embeddings of few rows, norms and biases are where they cost most.
-constexpr int64_t kFewestInCodes = 4096;
-
 Format codes_format(Moment moment) {
   return moment == Moment::First ? Format::SignedCodes : Format::UnsignedCodes;
 }

@@ -11,6 +11,10 @@
 
 namespace fused_optim {
 
+/// Tensors with fewer elements keep their states in float32: 8 bits would save little, and
+/// embeddings of few rows, norms and biases are where they cost most.
+inline constexpr int64_t kFewestInCodes = 4096;
+
 /// A parameter at hand: what was found of it, its group, and its number in the optimizer.
 struct AtHand {
   const FoundParam& found;
