@@ -157,7 +157,7 @@ def master_parameters(optimizer: "FusedOptimizer") -> Iterator[Tensor]:
 
 
 def with_local(
-    param: Any, place: Any, name: str, make: Callable[[Tensor, Tensor], Tensor], *tensors: Any
+    param: Any, place: Any, name: str, make: Callable[..., Tensor], *tensors: Any
 ) -> Tensor:
     """What ``make`` makes of two tensors, of DTensors of this rank's parts, as a state of the
     parameter. Its errors name the place."""

@@ -51,13 +51,18 @@ def _decoded(
     if isinstance(remainder, Tensor) and remainder.dtype in (torch.int16, torch.int8):
         # As a float, which holds it exactly: no backend has collectives of int16, by which a
         # checkpoint may be gathered, and some gatherers take one dtype for all states.
-        floats[REMAINDER] = remainder.to(torch.float32)
+        floats[REMAINDER] = with_local(param, place, REMAINDER, _as_float, remainder)
     beside = {_C.scales_name(name) for name in moments_of(optimizer)}
     return {name: floats.get(name, value) for name, value in state.items() if name not in beside}
 
 
+def _as_float(remainder: Tensor) -> Tensor:
+    """By way of the host, as codes go."""
+    return remainder.detach().cpu().to(torch.float32).to(remainder.device)
+
+
 def remainder_as_kept(
-    optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, saved: Tensor
+    optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, saved: Any
 ) -> Tensor | None:
     """The remainder of a state dict as an optimizer has it; None for one in bfloat16, which torch's
     class has made of it and which is of a parameter before torch's steps. What is none stays as it
@@ -67,8 +72,12 @@ def remainder_as_kept(
     dtype = torch.int8 if option_of(optimizer, group, "master_bits") == 24 else torch.int16
     if not _C.is_readable(local_of(saved)):
         return saved
-    kept = saved.to(param.device, dtype, copy=True)
-    return kept if torch.equal(local_of(kept).to(saved.dtype), local_of(saved)) else saved
+    on_host = local_of(saved).detach().cpu()
+    kept = on_host.to(dtype, copy=True)
+    if not torch.equal(kept.to(on_host.dtype), on_host):
+        return saved
+    kept = kept.to(param.device)
+    return state_like(saved, kept) if is_dtensor(saved) else kept
 
 
 def encode_as_asked(
