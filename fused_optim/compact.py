@@ -20,6 +20,7 @@ __all__ = [
     "REMAINDER",
     "CompactOption",
     "a_seed",
+    "asked_dtype",
     "asks_for_compact",
     "begin_in_float32",
     "check_compact_options",
@@ -117,6 +118,15 @@ def option_of(optimizer: "FusedOptimizer", group: dict[str, Any], name: str) -> 
     return group.get(name, getattr(optimizer, name))
 
 
+def asked_dtype(
+    optimizer: "FusedOptimizer", group: dict[str, Any], name: str
+) -> torch.dtype | None:
+    """What ``state_dtype`` says of a state, for this group."""
+    asked = option_of(optimizer, group, "state_dtype")
+    found: torch.dtype | None = asked.get(name) if isinstance(asked, dict) else asked
+    return found
+
+
 def is_coded(state: object) -> bool:
     """Whether it is a state in 8-bit codes."""
     return isinstance(state, Tensor) and state.dtype in (torch.int8, torch.uint8)
@@ -202,10 +212,9 @@ def _compact_of(
         return "master_bits asks for a master"
     if param.dtype == torch.bfloat16 and option_of(optimizer, group, "stochastic_rounding"):
         return "stochastic_rounding is asked for"
-    asked = group.get("state_dtype", optimizer.state_dtype)
     for name in moments_of(optimizer):
-        of_state = asked.get(name) if isinstance(asked, dict) else asked
-        if is_coded(state.get(name)) or (of_state == torch.int8 and may_be_coded(param)):
+        asked = asked_dtype(optimizer, group, name)
+        if is_coded(state.get(name)) or (asked == torch.int8 and may_be_coded(param)):
             return f"{name!r} is to be in 8 bits"
     return None
 
@@ -218,13 +227,10 @@ def warn_of_stalling(optimizer: "FusedOptimizer") -> None:
     if fused.has_warned_of_stalling:
         return
     for number, group in enumerate(optimizer.param_groups):
-        asked = group.get("state_dtype", optimizer.state_dtype)
-        if option_of(optimizer, group, "stochastic_rounding"):
+        if option_of(optimizer, group, "stochastic_rounding") or _decay_of(group) <= 0.99:
             continue
         for name, is_signed in moments_of(optimizer).items():
-            of_state = asked.get(name) if isinstance(asked, dict) else asked
-            decay = _decay_of(group)
-            if of_state == torch.bfloat16 and not is_signed and decay > 0.99:
+            if asked_dtype(optimizer, group, name) == torch.bfloat16 and not is_signed:
                 fused.has_warned_of_stalling = True
                 warnings.warn(
                     f"fused_optim.{optimizer._name}: group {number}: {name!r} in bfloat16 moves by "

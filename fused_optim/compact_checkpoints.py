@@ -8,6 +8,7 @@ from torch import Tensor
 from fused_optim import _C
 from fused_optim.compact import (
     REMAINDER,
+    asked_dtype,
     is_coded,
     may_be_coded,
     moments_of,
@@ -102,8 +103,7 @@ def will_be_coded(
     """Whether a state is to be in codes once it is loaded: floats that fit their parameter."""
     if name not in moments_of(optimizer) or not isinstance(saved, Tensor):
         return False
-    asked = group.get("state_dtype", optimizer.state_dtype)
-    if (asked.get(name) if isinstance(asked, dict) else asked) != torch.int8:
+    if asked_dtype(optimizer, group, name) != torch.int8:
         return False
     if saved.layout != torch.strided or not saved.is_floating_point():
         return False

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fused_optim import _C
-from fused_optim.compact import GROUP_OPTIONS, warn_of_stalling
+from fused_optim.compact import GROUP_OPTIONS, asked_dtype, warn_of_stalling
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -136,9 +136,7 @@ def wanted_dtype(
         return optimizer._fused.options.ema_dtype
     if name not in names_like_param(optimizer._rule):
         return None
-    dtypes = group.get("state_dtype", optimizer._fused.options.state_dtype)
-    found: torch.dtype | None = dtypes.get(name) if isinstance(dtypes, dict) else dtypes
-    return found
+    return asked_dtype(optimizer, group, name)
 
 
 def for_param(param: Tensor, dtype: torch.dtype) -> torch.dtype | None:
