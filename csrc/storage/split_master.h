@@ -21,14 +21,14 @@ struct Master24 {
 };
 
 /// A remainder that no master has beside this parameter is of another number, which was there
-/// before somebody changed the parameter: zero is no negative number, an infinity no NaN.
+/// before somebody changed the parameter: zero is no negative number, an infinity no NaN. Either
+/// makes a NaN, and no number that has a remainder does.
 template <class Master>
 FUSED_OPTIM_INLINE float join(bfloat16 param, typename Master::Remainder remainder) {
-  const uint32_t magnitude = param.bits & 0x7fffu;
-  const int32_t rest = static_cast<int32_t>(remainder) * (1 << Master::kShift);
-  const bool is_anothers = (magnitude == 0u && rest < 0) || (magnitude >= 0x7f80u && rest > 0);
   const uint32_t bits = static_cast<uint32_t>(param.bits) << 16;
-  return bits_as<float>(bits + static_cast<uint32_t>(is_anothers ? 0 : rest));
+  const auto rest = static_cast<uint32_t>(static_cast<int32_t>(remainder) * (1 << Master::kShift));
+  const float joined = bits_as<float>(bits + rest);
+  return joined != joined ? bits_as<float>(bits) : joined;
 }
 
 /// The master's bits as it is kept; NaNs become one.
