@@ -1,5 +1,8 @@
 """The CUDA kernels' body, run on the host: every thread of every block, against the CPU engine."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from twins import (
@@ -156,21 +159,28 @@ def test_each_element_is_visited_exactly_once():
         assert all((p == len(LAUNCHES)).all() for p in params)
 
 
+def real_and_complex(*shape):
+    numel = math.prod(shape)
+    return [
+        torch.nn.Parameter(torch.linspace(-1, 1, numel, dtype=dtype).view(shape))
+        for dtype in (torch.float32, torch.complex64)
+    ]
+
+
+def set_strided_grads(*lists, seed):
+    """As set_grads, in another memory order than the parameters'."""
+    set_grads(*lists, seed=seed)
+    for p in itertools.chain(*lists):
+        p.grad = p.grad.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+
+
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_strided_operands_and_complex(case):
     cls, options = case
-    params, others = (
-        [
-            torch.nn.Parameter(torch.linspace(-1, 1, 120, dtype=dtype).view(4, 5, 6))
-            for dtype in (torch.float32, torch.complex64)
-        ]
-        for _ in range(2)
-    )
+    params, others = (real_and_complex(4, 5, 6) for _ in range(2))
     kernel, cpu = cls(params, **options), cls(others, **options)
     for seed in range(3):
-        set_grads(params, others, seed=seed)
-        for p in (*params, *others):
-            p.grad = p.grad.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        set_strided_grads(params, others, seed=seed)
         kernel_step(kernel, 2, 16)
         cpu.step()
     assert_same(kernel, cpu, params, others)
@@ -229,18 +239,10 @@ def test_what_surrounds_a_step_is_bitwise_the_cpu_engines(
 
 @pytest.mark.parametrize("asked", OPTIONS, ids=lambda o: "+".join(o))
 def test_what_surrounds_a_step_of_strided_operands(optimizer_class, asked):
-    params, others = (
-        [
-            torch.nn.Parameter(torch.linspace(-1, 1, 1200, dtype=dtype).view(40, 5, 6))
-            for dtype in (torch.float32, torch.complex64)
-        ]
-        for _ in range(2)
-    )
+    params, others = (real_and_complex(40, 5, 6) for _ in range(2))
     kernel, cpu = optimizer_class(params, **asked), optimizer_class(others, **asked)
     for seed in range(3):
-        set_grads(params, others, seed=seed)
-        for p in (*params, *others):
-            p.grad = p.grad.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        set_strided_grads(params, others, seed=seed)
         kernel_step(kernel, 2, 16)
         cpu.step()
         assert_same(kernel, cpu, params, others)

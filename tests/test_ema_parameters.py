@@ -198,24 +198,6 @@ def test_contexts_made_before_either_is_entered():
     assert_unchanged(optimizer, before)
 
 
-def test_an_optimizer_is_not_kept_alive():
-    import gc
-    import weakref
-
-    params = make_params([(4,)])
-    optimizer = averaged(params)
-    with optimizer.ema_parameters():
-        pass
-    reference = weakref.ref(optimizer)
-    gc.collect()
-    gc.disable()
-    try:
-        del optimizer
-        assert reference() is None
-    finally:
-        gc.enable()
-
-
 def test_an_optimizer_that_holds_its_own_context_is_collected():
     import gc
     import weakref
