@@ -229,6 +229,24 @@ def test_codes_that_share_memory():
     assert_unchanged(optimizer, before)
 
 
+def test_a_counter_in_the_memory_of_another_tensor():
+    """Counters may be one tensor, but nothing else: the count would be written into a parameter."""
+    params, optimizer = make(fused_optim.SGD, [LARGE, LARGE])
+    step(optimizer)
+    first, second = (optimizer.state[p] for p in params)
+    second["step"] = first["step"]
+    step(optimizer)
+    assert first["step"] == 3
+    with torch.no_grad():
+        params[1][0, 0] = 3.0
+    second["step"] = params[1].detach()[0, 0]
+    set_grads(params)
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="8 bits.*overlap"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
+
+
 def test_a_skipped_step_counts_no_random_bits():
     params, optimizer = make(fused_optim.Lion, skip_nonfinite=True)
     step(optimizer)
