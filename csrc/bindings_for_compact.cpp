@@ -26,6 +26,16 @@ std::vector<std::pair<std::string, bool>> moments(int rule) {
   return found;
 }
 
+/// The states without signs, also those that can't be in 8 bits.
+std::vector<std::string> second_moments(int rule) {
+  check_rule(rule);
+  std::vector<std::string> found;
+  const RuleSpec& spec = kRules[rule];
+  for (int i = 0; i < spec.num_states; ++i)
+    if (spec.states[i].moment == Moment::Second) found.emplace_back(spec.states[i].name);
+  return found;
+}
+
 /// The hyperparameters that, switched on, keep a state out of codes, by its name.
 std::map<std::string, std::string> exact_with(int rule) {
   check_rule(rule);
@@ -81,6 +91,7 @@ py::object joined_of(const py::object& param, const py::object& remainder) {
 void add_bindings_for_compact(py::module_& m) {
   m.attr("FEWEST_IN_CODES") = kFewestInCodes;
   m.def("moments", &moments, py::arg("rule"));
+  m.def("second_moments", &second_moments, py::arg("rule"));
   m.def("exact_with", &exact_with, py::arg("rule"));
   m.def("scales_name", &scales_name, py::arg("state"));
   m.def("is_readable", [](const py::object& tensor) { return is_readable(tensor_in(tensor)); });

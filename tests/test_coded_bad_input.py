@@ -247,6 +247,22 @@ def test_a_counter_in_the_memory_of_another_tensor():
     assert_unchanged(optimizer, before)
 
 
+def test_torchs_own_step_rounds_no_moments_stochastically():
+    """Of float32 parameters, whose other tensors it could step."""
+    for late in (False, True):
+        asked = None if late else torch.bfloat16
+        _, optimizer = make(fused_optim.AdamW, state_dtype=torch.bfloat16, stochastic_rounding=True)
+        step(optimizer)
+        optimizer.state_dtype = asked
+        optimizer.defaults["foreach"] = True
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match="parameter 0: .*stochastic.* but the step is torch"):
+            optimizer.step()
+        assert_unchanged(optimizer, before)
+        optimizer.state_dtype = {"exp_avg": torch.bfloat16, "exp_avg_sq": torch.float32}
+        optimizer.step()  # which rounds to nearest what is to be rounded so
+
+
 def test_a_skipped_step_counts_no_random_bits():
     params, optimizer = make(fused_optim.Lion, skip_nonfinite=True)
     step(optimizer)

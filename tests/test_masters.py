@@ -336,6 +336,19 @@ def test_torchs_own_step_has_no_masters():
     unchanged(ours, before)
 
 
+def test_torchs_own_step_averages_no_masters():
+    """A parameter without a gradient, whose average would move towards the rounded one."""
+    half, wide = Parameter(torch.randn(50).bfloat16()), Parameter(torch.randn(9, 4))
+    ours = fused_optim.SGD([half, wide], lr=0.1, master_bits=32, ema_decay=0.5)
+    set_grads([half, wide], seed=0)
+    ours.step()
+    half.grad, wide.grad = None, wide.grad.to_sparse()
+    before = snapshot(ours)
+    with pytest.raises(RuntimeError, match="parameter 0: master_bits asks.*a gradient is sparse"):
+        ours.step()
+    unchanged(ours, before)
+
+
 def test_what_shares_memory_with_a_remainder():
     params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(4, 5), (4, 5)])
     set_grads(params, seed=0)
