@@ -1,7 +1,6 @@
 """What loading a checkpoint does beyond torch's ``load_state_dict``."""
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,7 @@ from fused_optim.compact_checkpoints import (
     with_decoded_states,
 )
 from fused_optim.sharding import local_of
-from fused_optim.state_dtype import dtype_after_loading
-from fused_optim.torch_checks import places_of_params
+from fused_optim.state_dtype import dtype_after_loading, keep_own_state_dtypes
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -130,12 +128,14 @@ def _load_codes(
 def _saved_states(
     optimizer: "FusedOptimizer", state_dict: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], Tensor, Any, dict[str, Any]]]:
-    """(group, parameter, its key in the state dict, what is saved of it)."""
-    keys = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
-    for (_, group, param), key in zip(places_of_params(optimizer), keys, strict=False):
-        saved = state_dict["state"].get(key)
-        if isinstance(saved, dict):
-            yield group, param, key, saved
+    """(group as it is once it is loaded, parameter, its key in the state dict, what is saved)."""
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    keep_own_state_dtypes(optimizer.param_groups, groups)
+    for own, group in zip(optimizer.param_groups, groups, strict=False):
+        for param, key in zip(own["params"], group["params"], strict=False):
+            saved = state_dict["state"].get(key)
+            if isinstance(saved, dict):
+                yield group, param, key, saved
 
 
 def _without_coded(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> dict[str, Any]:

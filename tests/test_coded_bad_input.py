@@ -140,6 +140,17 @@ def test_state_dicts_that_do_not_fit():
         assert_unchanged(optimizer, before)
 
 
+def test_parameters_without_memory_load_floats():
+    """On the meta device, where nothing can be encoded; a step there is refused."""
+    _, optimizer = make(fused_optim.AdamW)
+    step(optimizer)
+    p = Parameter(torch.empty(LARGE, device="meta"))
+    other = fused_optim.AdamW([p], state_dtype=torch.int8)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    state = other.state[p]["exp_avg"]
+    assert state.is_meta and state.shape == p.shape and state.dtype == torch.float32
+
+
 def test_memory_that_is_gone():
     """As where a wrapper has freed it: an error that names it, from whatever would read it."""
     for name in ("exp_avg", "exp_avg_scales"):
@@ -179,6 +190,10 @@ def test_states_that_stay_floats_beside_codes():
     others, optimizer = make(fused_optim.RMSprop, centered=True)
     optimizer.load_state_dict(copy.deepcopy(wide.state_dict()))
     name = "square_avg"
+    assert same_bits(optimizer.state[others[0]][name], wide.state[params[0]][name])
+    # The option comes with the state dict.
+    others, optimizer = make(fused_optim.RMSprop)
+    optimizer.load_state_dict(copy.deepcopy(wide.state_dict()))
     assert same_bits(optimizer.state[others[0]][name], wide.state[params[0]][name])
     others, optimizer = make(fused_optim.RMSprop)
     step(optimizer)

@@ -278,6 +278,46 @@ def test_memory_that_is_gone():
     with pytest.raises(RuntimeError, match="'remainder' has dtype Float"):
         ours.step()
 
+    params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(40, 50)])
+    set_grads(params, seed=0)
+    ours.step()
+    ours.state[params[0]]["remainder"].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="group 0, parameter 0: 'remainder' does not fit"):
+        ours.state_dict()
+
+
+def test_parameters_without_memory():
+    """On the meta device, where checkpoints are planned."""
+    params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(4, 5)])
+    set_grads(params, seed=0)
+    ours.step()
+    p = Parameter(torch.empty(4, 5, dtype=torch.bfloat16, device="meta"))
+    other = fused_optim.AdamW([p], master_bits=32)
+    other.load_state_dict(copy.deepcopy(ours.state_dict()))
+    remainder = other.state_dict()["state"][0]["remainder"]
+    assert remainder.is_meta and remainder.dtype == torch.float32
+    assert next(other.master_parameters()).is_meta
+
+
+@pytest.mark.parametrize(("saved_by", "loaded_by"), [(24, 32), (24, 24), (32, 24)])
+def test_remainders_of_masters_with_other_bits(saved_by, loaded_by):
+    """Masters of 24 bits are some of 32, too. The reverse is an error, not another number."""
+    params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": saved_by}, [(4, 5)])
+    for seed in range(3):
+        set_grads(params, seed=seed)
+        ours.step()
+    again = [Parameter(params[0].detach().clone())]
+    other = fused_optim.AdamW(again, master_bits=loaded_by)
+    other.load_state_dict(copy.deepcopy(ours.state_dict()))
+    if saved_by == 24:
+        assert same_bits(next(ours.master_parameters()), next(other.master_parameters()))
+    set_grads(again, seed=3)
+    if saved_by == 24:
+        other.step()
+        return
+    with pytest.raises(RuntimeError, match="'remainder' has dtype Float, master_bits=24"):
+        other.step()
+
 
 def test_remainders_that_are_none_are_left_for_the_step():
     for bad in (0.5, 1e6, float("nan")):
