@@ -106,6 +106,8 @@ def _check_average(place: _Place, param: Tensor, state: dict[str, Any]) -> None:
         place.fail("ema", f"is no tensor but {type(state['ema']).__name__}")
     _check_state(place, param, state, "ema", False)
     _check_writable(place, param, "param")
+    if state["ema"].layout != param.layout:
+        place.fail("ema", f"has layout {state['ema'].layout}, the parameter {param.layout}")
     dtype = state["ema"].dtype
     is_number = dtype.is_complex or dtype.is_floating_point
     if dtype.is_complex != param.dtype.is_complex or not is_number:
@@ -114,6 +116,7 @@ def _check_average(place: _Place, param: Tensor, state: dict[str, Any]) -> None:
 
 def _check_gradient(place: _Place, param: Tensor, grad: Tensor) -> None:
     _check_writable(place, param, "param")
+    _check_memory(place, grad, "grad")
     if is_dtensor(grad) != is_dtensor(param):
         place.fail("grad", _mixed(param))
     if grad.is_meta != param.is_meta or (grad.dim() > 0 and grad.device != param.device):
@@ -154,6 +157,25 @@ def _check_writable(place: _Place, tensor: Tensor, name: str) -> None:
     strides = zip(tensor.shape, tensor.stride(), strict=True)
     if any(size > 1 and stride == 0 for size, stride in strides):
         place.fail(name, "is expanded: several of its elements are one place in memory")
+    _check_memory(place, tensor, name)
+
+
+def _check_memory(place: _Place, tensor: Tensor, name: str) -> None:
+    """torch's step looks at no storage's size."""
+    tensor = local_of(tensor)
+    if type(tensor) not in _PLAIN or _C.is_readable(tensor) or not _has_storage(tensor):
+        return
+    ends = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = tensor.storage_offset() + sum(ends) + 1
+    if end * tensor.element_size() > tensor.untyped_storage().nbytes():
+        place.fail(name, "reaches beyond its storage")
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """With elements in it. Transforms' wrappers have none to ask for."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
+        return False
+    return torch._C._has_storage(tensor)
 
 
 def _check_state(
@@ -174,6 +196,8 @@ def _check_state(
             place.fail(name, f"has shape {list(value.shape)}, not one element")
         if value.is_meta and not param.is_meta:
             place.fail(name, f"is on {value.device}, the parameter on {param.device}")
+        if name == "step" and _C.is_readable(local_of(value)) and not float(value) >= 0:
+            place.fail(name, f"is {float(value)}, not a count of steps")
         return
     check_placement(place, param, value, name)
     for own, of_param in ((value, param), (local_of(value), local_of(param))):
@@ -203,7 +227,9 @@ def _is_unusual(
         return False
     if group.get("capturable"):  # refused on some devices
         return True
-    scalars = [s for name, s in state.items() if states[name] and isinstance(s, Tensor)]
+    scalars = [s for name, s in state.items() if states[name]]
+    if not all(isinstance(s, Tensor) for s in scalars):
+        return True
     if any(s.layout != torch.strided or not s.dtype.is_floating_point or s.dim() for s in scalars):
         return True
     like_param = {name: value for name, value in state.items() if not states[name]}
