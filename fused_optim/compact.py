@@ -149,9 +149,20 @@ def begin_in_float32(optimizer: "FusedOptimizer") -> None:
             continue
         for param in group["params"]:
             state = optimizer.state.get(param, {})
-            if param.dtype == torch.bfloat16 and "sum" in state and state.get("step") == 0:
+            if param.dtype == torch.bfloat16 and _has_begun_as(group, state):
                 first = group["initial_accumulator_value"]
                 state["sum"] = torch.full_like(param.detach(), first, dtype=torch.float32)
+
+
+def _has_begun_as(group: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Whether it is as Adagrad's constructor makes it, of a sum that its parameter's dtype rounds."""
+    total, step = (local_of(state.get(name)) for name in ("sum", "step"))
+    for tensor in (total, step):
+        if not isinstance(tensor, Tensor) or not _C.is_readable(tensor):
+            return False
+    if step.numel() != 1 or step != 0 or total.dtype != torch.bfloat16:
+        return False
+    return torch.equal(total, torch.full_like(total, group["initial_accumulator_value"]))
 
 
 def master_parameters(optimizer: "FusedOptimizer") -> Iterator[Tensor]:

@@ -196,7 +196,8 @@ def _check_state(
             place.fail(name, f"has shape {list(value.shape)}, not one element")
         if value.is_meta and not param.is_meta:
             place.fail(name, f"is on {value.device}, the parameter on {param.device}")
-        if name == "step" and _C.is_readable(local_of(value)) and not float(value) >= 0:
+        is_on_host = type(value) in _PLAIN and value.is_cpu and _has_storage(value)
+        if name == "step" and is_on_host and not float(value) >= 0:
             place.fail(name, f"is {float(value)}, not a count of steps")
         return
     check_placement(place, param, value, name)

@@ -346,6 +346,23 @@ def test_adagrads_sums_begin_in_float32_however_masters_are_asked_for():
     assert same_bits(*results)
 
 
+def test_adagrads_sums_that_are_others_stay():
+    """Loaded, cut short, or freed, before the first step: for the step to say what does not fit."""
+    for change in (
+        lambda state: state["sum"].fill_(3.0),
+        lambda state: state["sum"].untyped_storage().resize_(0),
+        lambda state: state["step"].untyped_storage().resize_(0),
+        lambda state: state.update(step=torch.zeros(2)),
+        lambda state: state.update(sum=None),
+    ):
+        params, ours = make(fused_optim.Adagrad, torch.bfloat16, {}, [(4, 5)])
+        state = ours.state[params[0]]
+        change(state)
+        total = state["sum"]
+        ours.master_bits = 32
+        assert state["sum"] is total
+
+
 def test_masters_while_parameters_hold_their_averages():
     params, ours = make(
         fused_optim.AdamW, torch.bfloat16, {"master_bits": 32, "ema_decay": 0.5}, [(50,)]

@@ -68,7 +68,8 @@ def test_memory_that_is_gone(which):
 
 def test_scalars_that_are_none():
     """A number where torch wants a tensor, and a count that it divides by when it is zero."""
-    for bad in (1, torch.tensor(-1.0), torch.tensor(float("nan"))):
+    minus_1 = torch.tensor(-1.0)
+    for bad in (1, minus_1, torch._neg_view(-minus_1), torch.tensor(float("nan"))):
         optimizer, params = on_torchs_path(fused_optim.AdamW, {})
         optimizer.state[params[2]]["step"] = bad
         before = snapshot(optimizer)
