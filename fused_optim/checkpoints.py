@@ -17,6 +17,7 @@ from fused_optim.compact_checkpoints import (
 )
 from fused_optim.sharding import local_of
 from fused_optim.state_dtype import dtype_after_loading, keep_own_state_dtypes
+from fused_optim.torch_checks import reaches_beyond
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -70,6 +71,9 @@ def keep_saved_dtypes(
         for name in saved.keys() & loaded.keys():
             before, now = saved[name], loaded[name]
             if not isinstance(before, Tensor) or not isinstance(now, Tensor):
+                continue
+            if reaches_beyond(before):
+                loaded[name] = before  # for the step to name
                 continue
             if will_be_coded(optimizer, group, param, name, before):
                 encode_as_asked(optimizer, param, name, before.to(param.device), loaded)
@@ -140,7 +144,8 @@ def _saved_states(
 
 def _without_coded(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state dict with empty tensors for what goes into compact formats: torch would make copies
-    of all of them, in the parameter's dtype, before the first one is loaded."""
+    of all of them, in the parameter's dtype, before the first one is loaded. Likewise for what is
+    not within its storage, where torch would read it."""
     states = dict(state_dict["state"])
     beside = {REMAINDER, *(_C.scales_name(name) for name, _ in _C.moments(optimizer._rule))}
     for group, param, key, saved in _saved_states(optimizer, state_dict):
@@ -148,7 +153,10 @@ def _without_coded(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> d
             name: torch.empty(0, device=param.device)
             for name, value in saved.items()
             if will_be_coded(optimizer, group, param, name, value)
-            or (isinstance(value, Tensor) and (name in beside or is_coded(value)))
+            or (
+                isinstance(value, Tensor)
+                and (name in beside or is_coded(value) or reaches_beyond(value))
+            )
         }
         if empty:
             states[key] = {**saved, **empty}

@@ -155,7 +155,7 @@ def begin_in_float32(optimizer: "FusedOptimizer") -> None:
 
 
 def _has_begun_as(group: dict[str, Any], state: dict[str, Any]) -> bool:
-    """Whether it is as Adagrad's constructor makes it, of a sum that its parameter's dtype rounds."""
+    """Whether it is as Adagrad's constructor makes it, its sum rounded as its parameter is."""
     total, step = (local_of(state.get(name)) for name in ("sum", "step"))
     for tensor in (total, step):
         if not isinstance(tensor, Tensor) or not _C.is_readable(tensor):

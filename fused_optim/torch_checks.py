@@ -17,7 +17,13 @@ from fused_optim.sharding import are_placed_alike, is_dtensor, local_of, placed_
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["check_for_torch", "check_placement", "places_of_params", "rehearse_for_torch"]
+__all__ = [
+    "check_for_torch",
+    "check_placement",
+    "places_of_params",
+    "reaches_beyond",
+    "rehearse_for_torch",
+]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -54,7 +60,11 @@ def check_for_torch(optimizer: "FusedOptimizer") -> None:
         if param.grad is None:
             continue
         _check_gradient(place, param, param.grad)
-        for name, is_scalar in _states_of(optimizer, group).items() if state else ():
+        states = _states_of(optimizer, group)
+        for name, is_scalar in states.items() if state else ():
+            # torch makes all states at once where it keeps a step
+            if "step" in states and state.get(name) is None:
+                place.fail(name, "is missing from the state")
             _check_state(place, param, state, name, is_scalar)
 
 
@@ -161,21 +171,21 @@ def _check_writable(place: _Place, tensor: Tensor, name: str) -> None:
 
 
 def _check_memory(place: _Place, tensor: Tensor, name: str) -> None:
-    """torch's step looks at no storage's size."""
-    tensor = local_of(tensor)
-    if type(tensor) not in _PLAIN or _C.is_readable(tensor) or not _has_storage(tensor):
-        return
-    ends = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    end = tensor.storage_offset() + sum(ends) + 1
-    if end * tensor.element_size() > tensor.untyped_storage().nbytes():
+    if reaches_beyond(tensor):
         place.fail(name, "reaches beyond its storage")
 
 
-def _has_storage(tensor: Tensor) -> bool:
-    """With elements in it. Transforms' wrappers have none to ask for."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
+def reaches_beyond(tensor: Tensor) -> bool:
+    """Whether an element is not within its storage's memory, whose size torch does not look at."""
+    tensor = local_of(tensor)
+    if type(tensor) not in _PLAIN or _C.is_readable(tensor) or tensor.layout != torch.strided:
         return False
-    return torch._C._has_storage(tensor)
+    # Transforms' wrappers have no storage to ask.
+    if tensor.is_meta or tensor.numel() == 0 or not torch._C._has_storage(tensor):
+        return False
+    ends = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = tensor.storage_offset() + sum(ends) + 1
+    return end * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _check_state(
@@ -183,8 +193,6 @@ def _check_state(
 ) -> None:
     value = state.get(name)
     if value is None:
-        if "step" in state:  # torch makes all states at once where it keeps a step
-            place.fail(name, "is missing from the state")
         return
     if not isinstance(value, Tensor):
         if not is_scalar:
@@ -196,7 +204,7 @@ def _check_state(
             place.fail(name, f"has shape {list(value.shape)}, not one element")
         if value.is_meta and not param.is_meta:
             place.fail(name, f"is on {value.device}, the parameter on {param.device}")
-        is_on_host = type(value) in _PLAIN and value.is_cpu and _has_storage(value)
+        is_on_host = type(value) in _PLAIN and value.is_cpu and torch._C._has_storage(value)
         if name == "step" and is_on_host and not float(value) >= 0:
             place.fail(name, f"is {float(value)}, not a count of steps")
         return

@@ -161,13 +161,14 @@ def test_memory_that_is_gone():
             optimizer.state_dict()
         with pytest.raises(RuntimeError, match=f"parameter 0: '{name}' reaches beyond"):
             optimizer.step()
-    _, optimizer = make(fused_optim.AdamW)
-    step(optimizer)
-    saved = copy.deepcopy(optimizer.state_dict())
-    saved["state"][0]["exp_avg"].untyped_storage().resize_(16)
-    optimizer.load_state_dict(saved)
-    with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' reaches beyond"):
-        optimizer.step()
+    for dtype in (torch.float32, torch.bfloat16):
+        _, optimizer = make(fused_optim.AdamW, dtype=dtype)
+        step(optimizer)
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][0]["exp_avg"].untyped_storage().resize_(16)
+        optimizer.load_state_dict(saved)
+        with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' reaches beyond"):
+            optimizer.step()
 
 
 def test_states_that_stay_floats_beside_codes():

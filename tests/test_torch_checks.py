@@ -78,6 +78,19 @@ def test_scalars_that_are_none():
         assert_unchanged(optimizer, before)
 
 
+def test_a_state_without_its_step():
+    """But SGD has none, whatever else is in the state."""
+    optimizer, params = on_torchs_path(fused_optim.AdamW, {})
+    del optimizer.state[params[2]]["step"]
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="group 1, parameter 0: 'step' is missing"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
+    optimizer, params = on_torchs_path(fused_optim.SGD, {"lr": 0.1, "momentum": 0.9})
+    optimizer.state[params[2]] = {"momentum_buffer": None, "step": torch.tensor(1.0)}
+    optimizer.step()
+
+
 def test_averages_in_other_layouts():
     optimizer, params = on_torchs_path(fused_optim.SGD, {"lr": 0.1, "ema_decay": 0.9})
     optimizer.state[params[2]]["ema"] = optimizer.state[params[2]]["ema"].to_sparse()
