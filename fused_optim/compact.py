@@ -41,6 +41,8 @@ REMAINDER = "remainder"
 #: Smaller tensors, counted over all ranks, keep their states in float32.
 FEWEST_IN_CODES = _C.FEWEST_IN_CODES
 
+_COMPUTED_IN_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
+
 _HAS_MASTER = "master_bits asks for a master"
 
 
@@ -193,8 +195,12 @@ def with_local(
 
 def may_be_coded(param: Tensor) -> bool:
     """Whether states of this parameter may be in codes where that is asked for."""
-    is_computed_in_float = param.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return is_computed_in_float and param.numel() >= FEWEST_IN_CODES
+    return param.dtype in _COMPUTED_IN_FLOAT and param.numel() >= FEWEST_IN_CODES
+
+
+def _stays_in_float32(param: Tensor) -> bool:
+    """Whether its states are to be in float32 where codes are asked for."""
+    return param.dtype in _COMPUTED_IN_FLOAT and param.numel() < FEWEST_IN_CODES
 
 
 def refuse_compact(optimizer: "FusedOptimizer") -> None:
@@ -235,7 +241,7 @@ def _compact_of(
             return "stochastic_rounding is asked for"
     for name in moments_of(optimizer):
         asked = asked_dtype(optimizer, group, name)
-        if is_coded(state.get(name)) or (asked == torch.int8 and may_be_coded(param)):
+        if is_coded(state.get(name)) or (asked == torch.int8 and not _stays_in_float32(param)):
             return f"{name!r} is to be in 8 bits"
     return None
 

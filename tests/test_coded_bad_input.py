@@ -263,6 +263,24 @@ def test_a_counter_in_the_memory_of_another_tensor():
     assert_unchanged(optimizer, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64])
+def test_small_states_on_torchs_own_step(dtype):
+    """Stay floats, where the kernels would leave them in float32, or are refused as there."""
+    params, optimizer = make(fused_optim.AdamW, [(5, 3)], dtype, foreach=True)
+    others, other = make(fused_optim.AdamW, [(5, 3)], dtype, foreach=True, state_dtype=None)
+    for seed in range(2):
+        set_grads(params, others, seed=seed)
+        if dtype != torch.float32:
+            before = snapshot(optimizer)
+            with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' .*Nothing was changed"):
+                optimizer.step()
+            assert_unchanged(optimizer, before)
+            continue
+        optimizer.step()
+        other.step()
+        assert_same_bits(all_bits(optimizer), all_bits(other))
+
+
 def test_torchs_own_step_rounds_no_moments_stochastically():
     """Of float32 parameters, whose other tensors it could step."""
     for late in (False, True):
