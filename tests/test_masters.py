@@ -406,6 +406,20 @@ def test_torchs_own_step_averages_no_masters():
     unchanged(ours, before)
 
 
+def test_compiled_steps_see_masters_of_another_optimizer():
+    params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(4, 5)])
+    set_grads(params, seed=0)
+    ours.step()
+    others, other = make(fused_optim.AdamW, torch.bfloat16, {}, [(4, 5)])
+    set_grads(others, seed=0)
+    other.state[others[0]] = {
+        name: value.bfloat16() if value.dtype == torch.float32 and value.dim() else value
+        for name, value in ours.state[params[0]].items()
+    }
+    with pytest.raises(RuntimeError, match="'remainder' is in the state"):
+        torch.compile(lambda: other.step(), backend="eager")()
+
+
 def test_what_shares_memory_with_a_remainder():
     params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(4, 5), (4, 5)])
     set_grads(params, seed=0)
