@@ -74,9 +74,20 @@ py::object decode(const py::object& codes, const py::object& scales) {
   return wrap(decoded(read, read_scales));
 }
 
-/// The float32 master of a bfloat16 parameter.
+/// A remainder of as many bits from a state dict's floats; None where they are none.
+py::object remainder_of(const py::object& saved, int bits) {
+  const at::Tensor read = tensor_in(saved);
+  if (read.scalar_type() != at::kFloat || !is_readable(read)) return py::none();
+  const at::Tensor dense = read.is_non_overlapping_and_dense() ? read : read.contiguous();
+  const at::Tensor kept = remainder_of_floats(dense, bits == 24 ? at::kChar : at::kShort);
+  return kept.defined() ? wrap(kept.to(read.device())) : py::none();
+}
+
+/// The float32 master of a bfloat16 parameter. Its remainder may be a state dict's.
 py::object joined_of(const py::object& param, const py::object& remainder) {
-  const at::Tensor high = tensor_in(param), low = tensor_in(remainder);
+  const py::object of_floats = remainder_of(remainder, 32);
+  const at::Tensor high = tensor_in(param);
+  const at::Tensor low = tensor_in(of_floats.is_none() ? remainder : of_floats);
   const bool are_masters = high.scalar_type() == at::kBFloat16 &&
                            (low.scalar_type() == at::kShort || low.scalar_type() == at::kChar);
   if (!are_masters || high.sizes() != low.sizes() || !is_readable(high) || !is_readable(low))
@@ -96,6 +107,7 @@ void add_bindings_for_compact(py::module_& m) {
   m.def("scales_name", &scales_name, py::arg("state"));
   m.def("is_readable", [](const py::object& tensor) { return is_readable(tensor_in(tensor)); });
   m.def("encode", &encode, py::arg("values"), py::arg("is_signed"));
+  m.def("remainder_of", &remainder_of, py::arg("saved"), py::arg("bits"));
   m.def("joined", &joined_of, py::arg("param"), py::arg("remainder"));
   m.def("decode", &decode, py::arg("codes"), py::arg("scales"));
 }

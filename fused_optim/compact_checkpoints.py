@@ -79,12 +79,9 @@ def remainder_as_kept(
     is, for the step to name."""
     if saved.dtype == torch.bfloat16:
         return None
-    dtype = torch.int8 if option_of(optimizer, group, "master_bits") == 24 else torch.int16
-    if not _C.is_readable(local_of(saved)) or not saved.is_floating_point():
-        return saved
-    on_host = local_of(saved).detach().cpu() / _UNITS[dtype]
-    kept = on_host.to(dtype)
-    if not torch.equal(kept.to(on_host.dtype), on_host):
+    bits = 24 if option_of(optimizer, group, "master_bits") == 24 else 32
+    kept = _C.remainder_of(local_of(saved), bits)
+    if kept is None:
         return saved
     kept = kept.to(param.device)
     return state_like(saved, kept) if is_dtensor(saved) else kept

@@ -221,7 +221,8 @@ def test_bad_values(optimizer_class, bad):
 
 BAD_REMAINDERS = {
     "dtype Char": lambda r: r.to(torch.int8),
-    "dtype Float": lambda r: r.float(),
+    "dtype Float": lambda r: r.float() + 0.5,
+    "dtype BFloat16": lambda r: r.bfloat16(),
     "has shape": lambda r: r[:-1],
     "is no tensor": lambda r: 3,
     "not dense|strided|reaches": lambda r: r[:, :1].expand(r.shape),
@@ -275,7 +276,7 @@ def test_memory_that_is_gone():
     saved = copy.deepcopy(ours.state_dict())
     saved["state"][0]["remainder"].untyped_storage().resize_(16)
     ours.load_state_dict(saved)
-    with pytest.raises(RuntimeError, match="'remainder' has dtype Float"):
+    with pytest.raises(RuntimeError, match="'remainder' reaches beyond its storage"):
         ours.step()
 
     params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(40, 50)])
@@ -418,6 +419,30 @@ def test_compiled_steps_see_masters_of_another_optimizer():
     }
     with pytest.raises(RuntimeError, match="'remainder' is in the state"):
         torch.compile(lambda: other.step(), backend="eager")()
+
+
+def test_a_remainder_as_a_state_dict_has_it():
+    """ZeroRedundancyOptimizer puts what it loads into the state as it is. And what is none."""
+    for bits in (24, 32):
+        params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": bits}, [(4, 5)])
+        for seed in range(2):
+            set_grads(params, seed=seed)
+            ours.step()
+        again, other = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": bits}, [(4, 5)])
+        with torch.no_grad():
+            again[0].copy_(params[0])
+        saved = copy.deepcopy(ours.state_dict()["state"][0])
+        other.state[again[0]] = saved
+        set_grads(params, again, seed=7)
+        ours.step()
+        other.step()
+        assert same_bits(next(ours.master_parameters()), next(other.master_parameters()))
+        for bad in (0.5, 2.0**16, float("nan"), float("inf")):
+            other.state[again[0]]["remainder"] = torch.full((4, 5), bad)
+            before = snapshot(other)
+            with pytest.raises(RuntimeError, match="'remainder' has dtype Float, master_bits"):
+                other.step()
+            unchanged(other, before)
 
 
 def test_what_shares_memory_with_a_remainder():
