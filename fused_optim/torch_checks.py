@@ -162,12 +162,12 @@ def _mixed(param: Tensor) -> str:
 def _check_writable(place: _Place, tensor: Tensor, name: str) -> None:
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         place.fail(name, "is an inference tensor, which can't be written outside InferenceMode")
+    _check_memory(place, tensor, name)
     if type(tensor) not in _PLAIN or tensor.layout != torch.strided:
         return
     strides = zip(tensor.shape, tensor.stride(), strict=True)
     if any(size > 1 and stride == 0 for size, stride in strides):
         place.fail(name, "is expanded: several of its elements are one place in memory")
-    _check_memory(place, tensor, name)
 
 
 def _check_memory(place: _Place, tensor: Tensor, name: str) -> None:
@@ -178,14 +178,21 @@ def _check_memory(place: _Place, tensor: Tensor, name: str) -> None:
 def reaches_beyond(tensor: Tensor) -> bool:
     """Whether an element is not within its storage's memory, whose size torch does not look at."""
     tensor = local_of(tensor)
-    if type(tensor) not in _PLAIN or _C.is_readable(tensor) or tensor.layout != torch.strided:
+    # Of other subclasses nobody knows what their storage is.
+    has_own_memory = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    if not has_own_memory or _C.is_readable(tensor):
         return False
-    # Transforms' wrappers have no storage to ask.
-    if tensor.is_meta or tensor.numel() == 0 or not torch._C._has_storage(tensor):
-        return False
-    ends = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    end = tensor.storage_offset() + sum(ends) + 1
-    return end * tensor.element_size() > tensor.untyped_storage().nbytes()
+    with torch._C.DisableTorchFunctionSubclass():
+        # Transforms' wrappers have no storage to ask.
+        if tensor.layout != torch.strided or not torch._C._has_storage(tensor):
+            return False
+        if tensor.is_meta or tensor.numel() == 0:
+            return False
+        ends = (
+            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        )
+        end = tensor.storage_offset() + sum(ends) + 1
+        return end * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _check_state(

@@ -54,10 +54,18 @@ def test_bad_state_of_the_last_parameter(case, what):
     optimizer.step()
 
 
+class Named(torch.Tensor):
+    """A subclass that changes nothing."""
+
+
 @pytest.mark.parametrize("which", ["param", "grad", "exp_avg", "step"])
-def test_memory_that_is_gone(which):
+@pytest.mark.parametrize("is_subclass", [False, True])
+def test_memory_that_is_gone(which, is_subclass):
     """As where a wrapper has freed it: torch's step would read and write beyond it."""
     optimizer, params = on_torchs_path(fused_optim.AdamW, {})
+    if is_subclass:
+        state = optimizer.state[params[2]]
+        state.update({name: value.as_subclass(Named) for name, value in state.items()})
     tensor = {"param": params[2], "grad": params[2].grad, **optimizer.state[params[2]]}[which]
     tensor.untyped_storage().resize_(0)
     before = [p.detach().clone() for p in params[:2]]
