@@ -184,14 +184,11 @@ def reaches_beyond(tensor: Tensor) -> bool:
         return False
     with torch._C.DisableTorchFunctionSubclass():
         # Transforms' wrappers have no storage to ask.
-        if tensor.layout != torch.strided or not torch._C._has_storage(tensor):
+        has_storage = tensor.layout == torch.strided and torch._C._has_storage(tensor)
+        if not has_storage or tensor.is_meta or tensor.numel() == 0:
             return False
-        if tensor.is_meta or tensor.numel() == 0:
-            return False
-        ends = (
-            (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        )
-        end = tensor.storage_offset() + sum(ends) + 1
+        last = map(lambda size, stride: (size - 1) * stride, tensor.shape, tensor.stride())
+        end = tensor.storage_offset() + sum(last) + 1
         return end * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
