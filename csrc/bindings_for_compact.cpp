@@ -26,6 +26,16 @@ std::vector<std::pair<std::string, bool>> moments(int rule) {
   return found;
 }
 
+/// The states without signs, also those that can't be in 8 bits.
+std::vector<std::string> second_moments(int rule) {
+  check_rule(rule);
+  std::vector<std::string> found;
+  const RuleSpec& spec = kRules[rule];
+  for (int i = 0; i < spec.num_states; ++i)
+    if (spec.states[i].moment == Moment::Second) found.emplace_back(spec.states[i].name);
+  return found;
+}
+
 /// The hyperparameters that, switched on, keep a state out of codes, by its name.
 std::map<std::string, std::string> exact_with(int rule) {
   check_rule(rule);
@@ -64,9 +74,20 @@ py::object decode(const py::object& codes, const py::object& scales) {
   return wrap(decoded(read, read_scales));
 }
 
-/// The float32 master of a bfloat16 parameter.
+/// A remainder of as many bits from a state dict's floats; None where they are none.
+py::object remainder_of(const py::object& saved, int bits) {
+  const at::Tensor read = tensor_in(saved);
+  if (read.scalar_type() != at::kFloat || !is_readable(read)) return py::none();
+  const at::Tensor dense = read.is_non_overlapping_and_dense() ? read : read.contiguous();
+  const at::Tensor kept = remainder_of_floats(dense, bits == 24 ? at::kChar : at::kShort);
+  return kept.defined() ? wrap(kept.to(read.device())) : py::none();
+}
+
+/// The float32 master of a bfloat16 parameter. Its remainder may be a state dict's.
 py::object joined_of(const py::object& param, const py::object& remainder) {
-  const at::Tensor high = tensor_in(param), low = tensor_in(remainder);
+  const py::object of_floats = remainder_of(remainder, 32);
+  const at::Tensor high = tensor_in(param);
+  const at::Tensor low = tensor_in(of_floats.is_none() ? remainder : of_floats);
   const bool are_masters = high.scalar_type() == at::kBFloat16 &&
                            (low.scalar_type() == at::kShort || low.scalar_type() == at::kChar);
   if (!are_masters || high.sizes() != low.sizes() || !is_readable(high) || !is_readable(low))
@@ -81,10 +102,12 @@ py::object joined_of(const py::object& param, const py::object& remainder) {
 void add_bindings_for_compact(py::module_& m) {
   m.attr("FEWEST_IN_CODES") = kFewestInCodes;
   m.def("moments", &moments, py::arg("rule"));
+  m.def("second_moments", &second_moments, py::arg("rule"));
   m.def("exact_with", &exact_with, py::arg("rule"));
   m.def("scales_name", &scales_name, py::arg("state"));
   m.def("is_readable", [](const py::object& tensor) { return is_readable(tensor_in(tensor)); });
   m.def("encode", &encode, py::arg("values"), py::arg("is_signed"));
+  m.def("remainder_of", &remainder_of, py::arg("saved"), py::arg("bits"));
   m.def("joined", &joined_of, py::arg("param"), py::arg("remainder"));
   m.def("decode", &decode, py::arg("codes"), py::arg("scales"));
 }

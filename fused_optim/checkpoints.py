@@ -1,7 +1,6 @@
 """What loading a checkpoint does beyond torch's ``load_state_dict``."""
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,8 @@ from fused_optim.compact_checkpoints import (
     with_decoded_states,
 )
 from fused_optim.sharding import local_of
-from fused_optim.state_dtype import dtype_after_loading
-from fused_optim.torch_checks import places_of_params
+from fused_optim.state_dtype import dtype_after_loading, keep_own_state_dtypes
+from fused_optim.torch_checks import reaches_beyond
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -72,6 +71,9 @@ def keep_saved_dtypes(
         for name in saved.keys() & loaded.keys():
             before, now = saved[name], loaded[name]
             if not isinstance(before, Tensor) or not isinstance(now, Tensor):
+                continue
+            if reaches_beyond(before):
+                loaded[name] = before  # for the step to name
                 continue
             if will_be_coded(optimizer, group, param, name, before):
                 encode_as_asked(optimizer, param, name, before.to(param.device), loaded)
@@ -130,17 +132,20 @@ def _load_codes(
 def _saved_states(
     optimizer: "FusedOptimizer", state_dict: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], Tensor, Any, dict[str, Any]]]:
-    """(group, parameter, its key in the state dict, what is saved of it)."""
-    keys = itertools.chain(*(group["params"] for group in state_dict["param_groups"]))
-    for (_, group, param), key in zip(places_of_params(optimizer), keys, strict=False):
-        saved = state_dict["state"].get(key)
-        if isinstance(saved, dict):
-            yield group, param, key, saved
+    """(group as it is once it is loaded, parameter, its key in the state dict, what is saved)."""
+    groups = [dict(group) for group in state_dict["param_groups"]]
+    keep_own_state_dtypes(optimizer.param_groups, groups)
+    for own, group in zip(optimizer.param_groups, groups, strict=False):
+        for param, key in zip(own["params"], group["params"], strict=False):
+            saved = state_dict["state"].get(key)
+            if isinstance(saved, dict):
+                yield group, param, key, saved
 
 
 def _without_coded(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state dict with empty tensors for what goes into compact formats: torch would make copies
-    of all of them, in the parameter's dtype, before the first one is loaded."""
+    of all of them, in the parameter's dtype, before the first one is loaded. Likewise for what is
+    not within its storage, where torch would read it."""
     states = dict(state_dict["state"])
     beside = {REMAINDER, *(_C.scales_name(name) for name, _ in _C.moments(optimizer._rule))}
     for group, param, key, saved in _saved_states(optimizer, state_dict):
@@ -148,7 +153,10 @@ def _without_coded(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> d
             name: torch.empty(0, device=param.device)
             for name, value in saved.items()
             if will_be_coded(optimizer, group, param, name, value)
-            or (isinstance(value, Tensor) and (name in beside or is_coded(value)))
+            or (
+                isinstance(value, Tensor)
+                and (name in beside or is_coded(value) or reaches_beyond(value))
+            )
         }
         if empty:
             states[key] = {**saved, **empty}

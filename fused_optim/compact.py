@@ -41,6 +41,10 @@ REMAINDER = "remainder"
 #: Smaller tensors, counted over all ranks, keep their states in float32.
 FEWEST_IN_CODES = _C.FEWEST_IN_CODES
 
+_COMPUTED_IN_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
+
+_HAS_MASTER = "master_bits asks for a master"
+
 
 def _bits_or_none(name: str, value: Any) -> int | None:
     if value is None or (type(value) is int and value in (24, 32)):
@@ -147,9 +151,20 @@ def begin_in_float32(optimizer: "FusedOptimizer") -> None:
             continue
         for param in group["params"]:
             state = optimizer.state.get(param, {})
-            if param.dtype == torch.bfloat16 and "sum" in state and state.get("step") == 0:
+            if param.dtype == torch.bfloat16 and _has_begun_as(group, state):
                 first = group["initial_accumulator_value"]
                 state["sum"] = torch.full_like(param.detach(), first, dtype=torch.float32)
+
+
+def _has_begun_as(group: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Whether it is as Adagrad's constructor makes it, its sum rounded as its parameter is."""
+    total, step = (local_of(state.get(name)) for name in ("sum", "step"))
+    for tensor in (total, step):
+        if not isinstance(tensor, Tensor) or not _C.is_readable(tensor):
+            return False
+    if step.numel() != 1 or step != 0 or total.dtype != torch.bfloat16:
+        return False
+    return torch.equal(total, torch.full_like(total, group["initial_accumulator_value"]))
 
 
 def master_parameters(optimizer: "FusedOptimizer") -> Iterator[Tensor]:
@@ -160,7 +175,7 @@ def master_parameters(optimizer: "FusedOptimizer") -> Iterator[Tensor]:
         remainder = optimizer.state.get(param, {}).get(REMAINDER)
         if param.is_complex():
             yield param.detach()
-        elif remainder is None or param.dtype != torch.bfloat16 or is_averaged:
+        elif remainder is None or param.dtype != torch.bfloat16 or is_averaged or param.is_meta:
             yield param.detach().to(torch.float32)
         else:
             yield with_local(param, place, REMAINDER, _C.joined, param.detach(), remainder)
@@ -180,8 +195,12 @@ def with_local(
 
 def may_be_coded(param: Tensor) -> bool:
     """Whether states of this parameter may be in codes where that is asked for."""
-    is_computed_in_float = param.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return is_computed_in_float and param.numel() >= FEWEST_IN_CODES
+    return param.dtype in _COMPUTED_IN_FLOAT and param.numel() >= FEWEST_IN_CODES
+
+
+def _stays_in_float32(param: Tensor) -> bool:
+    """Whether its states are to be in float32 where codes are asked for."""
+    return param.dtype in _COMPUTED_IN_FLOAT and param.numel() < FEWEST_IN_CODES
 
 
 def refuse_compact(optimizer: "FusedOptimizer") -> None:
@@ -192,9 +211,14 @@ def refuse_compact(optimizer: "FusedOptimizer") -> None:
     """
     if not has_compact(optimizer):
         return
+    has_averages = optimizer._fused.options.ema_decay is not None
     for place, group, param in places_of_params(optimizer):
         state = optimizer.state.get(param, {})
-        what = None if param.grad is None else _compact_of(optimizer, group, param, state)
+        what = None
+        if param.grad is not None:
+            what = _compact_of(optimizer, group, param, state)
+        elif has_averages and "ema" in state and REMAINDER in state:
+            what = _HAS_MASTER
         if what is not None:
             raise RuntimeError(
                 f"{place.text()}{what}, but the step is torch's own, which can't: "
@@ -206,17 +230,27 @@ def _compact_of(
     optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, state: dict[str, Any]
 ) -> str | None:
     """What its step would have to keep in fewer bytes, or None."""
+    rule = optimizer._rule
     if REMAINDER in state or (
         param.dtype == torch.bfloat16 and option_of(optimizer, group, "master_bits")
     ):
-        return "master_bits asks for a master"
-    if param.dtype == torch.bfloat16 and option_of(optimizer, group, "stochastic_rounding"):
-        return "stochastic_rounding is asked for"
+        return _HAS_MASTER
+    if option_of(optimizer, group, "stochastic_rounding"):
+        stalling = (_kept_dtype(optimizer, group, state, n) for n in _C.second_moments(rule))
+        if torch.bfloat16 in (param.dtype, *stalling):
+            return "stochastic_rounding is asked for"
     for name in moments_of(optimizer):
         asked = asked_dtype(optimizer, group, name)
-        if is_coded(state.get(name)) or (asked == torch.int8 and may_be_coded(param)):
+        if is_coded(state.get(name)) or (asked == torch.int8 and not _stays_in_float32(param)):
             return f"{name!r} is to be in 8 bits"
     return None
+
+
+def _kept_dtype(
+    optimizer: "FusedOptimizer", group: dict[str, Any], state: dict[str, Any], name: str
+) -> torch.dtype | None:
+    """The dtype of a state after a step: what is asked for, else its own."""
+    return asked_dtype(optimizer, group, name) or getattr(state.get(name), "dtype", None)
 
 
 def warn_of_stalling(optimizer: "FusedOptimizer") -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["encode_as_asked", "remainder_as_kept", "will_be_coded", "with_decoded_states"]
 
+#: Units of float32's last place in one of a remainder's: masters of 24 bits end with 8 zeros.
+_UNITS = {torch.int16: 1, torch.int8: 256}
+
 
 def with_decoded_states(optimizer: "FusedOptimizer", state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state dict with float32 tensors in the place of codes and their scales."""
@@ -58,8 +61,14 @@ def _decoded(
 
 
 def _as_float(remainder: Tensor) -> Tensor:
-    """By way of the host, as codes go."""
-    return remainder.detach().cpu().to(torch.float32).to(remainder.device)
+    """In units of float32's last place, however many bits the master has. By way of the host, as
+    codes go."""
+    if remainder.is_meta:
+        return remainder.detach().to(torch.float32)
+    if not _C.is_readable(remainder):
+        raise ValueError("it is no plain tensor, or not within its storage")
+    values = remainder.detach().cpu().to(torch.float32)
+    return values.mul_(_UNITS[remainder.dtype]).to(remainder.device)
 
 
 def remainder_as_kept(
@@ -70,12 +79,9 @@ def remainder_as_kept(
     is, for the step to name."""
     if saved.dtype == torch.bfloat16:
         return None
-    dtype = torch.int8 if option_of(optimizer, group, "master_bits") == 24 else torch.int16
-    if not _C.is_readable(local_of(saved)):
-        return saved
-    on_host = local_of(saved).detach().cpu()
-    kept = on_host.to(dtype, copy=True)
-    if not torch.equal(kept.to(on_host.dtype), on_host):
+    bits = 24 if option_of(optimizer, group, "master_bits") == 24 else 32
+    kept = _C.remainder_of(local_of(saved), bits)
+    if kept is None:
         return saved
     kept = kept.to(param.device)
     return state_like(saved, kept) if is_dtensor(saved) else kept
@@ -100,16 +106,22 @@ def encode_as_asked(
 def will_be_coded(
     optimizer: "FusedOptimizer", group: dict[str, Any], param: Tensor, name: str, saved: object
 ) -> bool:
-    """Whether a state is to be in codes once it is loaded: floats that fit their parameter."""
+    """Whether a state is to be in codes once it is loaded: floats that fit their parameter.
+
+    Args:
+        group (dict): the parameter's, as it is once it is loaded.
+    """
     if name not in moments_of(optimizer) or not isinstance(saved, Tensor):
         return False
     if asked_dtype(optimizer, group, name) != torch.int8:
         return False
     if saved.layout != torch.strided or not saved.is_floating_point():
         return False
-    if not _C.is_readable(local_of(saved)):
+    if not all(_C.is_readable(local_of(tensor)) for tensor in (saved, param)):
         return False
     if saved.shape != param.shape or is_dtensor(saved) != is_dtensor(param):
+        return False
+    if local_of(saved).shape != local_of(param).shape:
         return False
     if group.get(_C.exact_with(optimizer._rule).get(name, "")):
         return False

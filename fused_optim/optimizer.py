@@ -19,7 +19,6 @@ from fused_optim.checkpoints import decoded_states, keep_saved_dtypes, last_load
 from fused_optim.compact import (
     CompactOption,
     a_seed,
-    asks_for_compact,
     begin_in_float32,
     check_compact_options,
     has_compact,
@@ -289,7 +288,7 @@ class FusedOptimizer(_Base):
         if not torch.compiler.is_compiling():
             return step(self, closure)
         fused = self._fused
-        has_own = fused.has_averages or fused.has_dtypes or asks_for_compact(self)
+        has_own = fused.has_averages or fused.has_dtypes or has_compact(self)
         if not fused.has_options and not has_own:
             self._fused.fallback_reason = COMPILED.reason
             return self._torch_step(self, closure)

@@ -144,6 +144,8 @@ def _dtype_for_torch(
     wanted = wanted_dtype(optimizer, group, name)
     if wanted is None:
         return None
+    if wanted == torch.int8:  # of a small tensor: others are refused
+        wanted = torch.float32
     dtype = for_param(param, wanted)
     if dtype is None:
         raise RuntimeError(

@@ -17,7 +17,13 @@ from fused_optim.sharding import are_placed_alike, is_dtensor, local_of, placed_
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["check_for_torch", "check_placement", "places_of_params", "rehearse_for_torch"]
+__all__ = [
+    "check_for_torch",
+    "check_placement",
+    "places_of_params",
+    "reaches_beyond",
+    "rehearse_for_torch",
+]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -54,7 +60,11 @@ def check_for_torch(optimizer: "FusedOptimizer") -> None:
         if param.grad is None:
             continue
         _check_gradient(place, param, param.grad)
-        for name, is_scalar in _states_of(optimizer, group).items() if state else ():
+        states = _states_of(optimizer, group)
+        for name, is_scalar in states.items() if state else ():
+            # torch makes all states at once where it keeps a step
+            if "step" in states and state.get(name) is None:
+                place.fail(name, "is missing from the state")
             _check_state(place, param, state, name, is_scalar)
 
 
@@ -106,6 +116,8 @@ def _check_average(place: _Place, param: Tensor, state: dict[str, Any]) -> None:
         place.fail("ema", f"is no tensor but {type(state['ema']).__name__}")
     _check_state(place, param, state, "ema", False)
     _check_writable(place, param, "param")
+    if state["ema"].layout != param.layout:
+        place.fail("ema", f"has layout {state['ema'].layout}, the parameter {param.layout}")
     dtype = state["ema"].dtype
     is_number = dtype.is_complex or dtype.is_floating_point
     if dtype.is_complex != param.dtype.is_complex or not is_number:
@@ -114,6 +126,7 @@ def _check_average(place: _Place, param: Tensor, state: dict[str, Any]) -> None:
 
 def _check_gradient(place: _Place, param: Tensor, grad: Tensor) -> None:
     _check_writable(place, param, "param")
+    _check_memory(place, grad, "grad")
     if is_dtensor(grad) != is_dtensor(param):
         place.fail("grad", _mixed(param))
     if grad.is_meta != param.is_meta or (grad.dim() > 0 and grad.device != param.device):
@@ -149,6 +162,7 @@ def _mixed(param: Tensor) -> str:
 def _check_writable(place: _Place, tensor: Tensor, name: str) -> None:
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         place.fail(name, "is an inference tensor, which can't be written outside InferenceMode")
+    _check_memory(place, tensor, name)
     if type(tensor) not in _PLAIN or tensor.layout != torch.strided:
         return
     strides = zip(tensor.shape, tensor.stride(), strict=True)
@@ -156,13 +170,33 @@ def _check_writable(place: _Place, tensor: Tensor, name: str) -> None:
         place.fail(name, "is expanded: several of its elements are one place in memory")
 
 
+def _check_memory(place: _Place, tensor: Tensor, name: str) -> None:
+    if reaches_beyond(tensor):
+        place.fail(name, "reaches beyond its storage")
+
+
+def reaches_beyond(tensor: Tensor) -> bool:
+    """Whether an element is not within its storage's memory, whose size torch does not look at."""
+    tensor = local_of(tensor)
+    # Of other subclasses nobody knows what their storage is.
+    has_own_memory = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    if not has_own_memory or _C.is_readable(tensor):
+        return False
+    with torch._C.DisableTorchFunctionSubclass():
+        # Transforms' wrappers have no storage to ask.
+        has_storage = tensor.layout == torch.strided and torch._C._has_storage(tensor)
+        if not has_storage or tensor.is_meta or tensor.numel() == 0:
+            return False
+        last = map(lambda size, stride: (size - 1) * stride, tensor.shape, tensor.stride())
+        end = tensor.storage_offset() + sum(last) + 1
+        return end * tensor.element_size() > tensor.untyped_storage().nbytes()
+
+
 def _check_state(
     place: _Place, param: Tensor, state: dict[str, Any], name: str, is_scalar: bool
 ) -> None:
     value = state.get(name)
     if value is None:
-        if "step" in state:  # torch makes all states at once where it keeps a step
-            place.fail(name, "is missing from the state")
         return
     if not isinstance(value, Tensor):
         if not is_scalar:
@@ -174,6 +208,9 @@ def _check_state(
             place.fail(name, f"has shape {list(value.shape)}, not one element")
         if value.is_meta and not param.is_meta:
             place.fail(name, f"is on {value.device}, the parameter on {param.device}")
+        is_on_host = type(value) in _PLAIN and value.is_cpu and torch._C._has_storage(value)
+        if name == "step" and is_on_host and not float(value) >= 0:
+            place.fail(name, f"is {float(value)}, not a count of steps")
         return
     check_placement(place, param, value, name)
     for own, of_param in ((value, param), (local_of(value), local_of(param))):
@@ -203,7 +240,9 @@ def _is_unusual(
         return False
     if group.get("capturable"):  # refused on some devices
         return True
-    scalars = [s for name, s in state.items() if states[name] and isinstance(s, Tensor)]
+    scalars = [s for name, s in state.items() if states[name]]
+    if not all(isinstance(s, Tensor) for s in scalars):
+        return True
     if any(s.layout != torch.strided or not s.dtype.is_floating_point or s.dim() for s in scalars):
         return True
     like_param = {name: value for name, value in state.items() if not states[name]}

@@ -140,6 +140,17 @@ def test_state_dicts_that_do_not_fit():
         assert_unchanged(optimizer, before)
 
 
+def test_parameters_without_memory_load_floats():
+    """On the meta device, where nothing can be encoded; a step there is refused."""
+    _, optimizer = make(fused_optim.AdamW)
+    step(optimizer)
+    p = Parameter(torch.empty(LARGE, device="meta"))
+    other = fused_optim.AdamW([p], state_dtype=torch.int8)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    state = other.state[p]["exp_avg"]
+    assert state.is_meta and state.shape == p.shape and state.dtype == torch.float32
+
+
 def test_memory_that_is_gone():
     """As where a wrapper has freed it: an error that names it, from whatever would read it."""
     for name in ("exp_avg", "exp_avg_scales"):
@@ -150,13 +161,14 @@ def test_memory_that_is_gone():
             optimizer.state_dict()
         with pytest.raises(RuntimeError, match=f"parameter 0: '{name}' reaches beyond"):
             optimizer.step()
-    _, optimizer = make(fused_optim.AdamW)
-    step(optimizer)
-    saved = copy.deepcopy(optimizer.state_dict())
-    saved["state"][0]["exp_avg"].untyped_storage().resize_(16)
-    optimizer.load_state_dict(saved)
-    with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' reaches beyond"):
-        optimizer.step()
+    for dtype in (torch.float32, torch.bfloat16):
+        _, optimizer = make(fused_optim.AdamW, dtype=dtype)
+        step(optimizer)
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][0]["exp_avg"].untyped_storage().resize_(16)
+        optimizer.load_state_dict(saved)
+        with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' reaches beyond"):
+            optimizer.step()
 
 
 def test_states_that_stay_floats_beside_codes():
@@ -179,6 +191,10 @@ def test_states_that_stay_floats_beside_codes():
     others, optimizer = make(fused_optim.RMSprop, centered=True)
     optimizer.load_state_dict(copy.deepcopy(wide.state_dict()))
     name = "square_avg"
+    assert same_bits(optimizer.state[others[0]][name], wide.state[params[0]][name])
+    # The option comes with the state dict.
+    others, optimizer = make(fused_optim.RMSprop)
+    optimizer.load_state_dict(copy.deepcopy(wide.state_dict()))
     assert same_bits(optimizer.state[others[0]][name], wide.state[params[0]][name])
     others, optimizer = make(fused_optim.RMSprop)
     step(optimizer)
@@ -227,6 +243,58 @@ def test_codes_that_share_memory():
     with pytest.raises(RuntimeError, match="8 bits.*overlap"):
         optimizer.step()
     assert_unchanged(optimizer, before)
+
+
+def test_a_counter_in_the_memory_of_another_tensor():
+    """Counters may be one tensor, but nothing else: the count would be written into a parameter."""
+    params, optimizer = make(fused_optim.SGD, [LARGE, LARGE])
+    step(optimizer)
+    first, second = (optimizer.state[p] for p in params)
+    second["step"] = first["step"]
+    step(optimizer)
+    assert first["step"] == 3
+    with torch.no_grad():
+        params[1][0, 0] = 3.0
+    second["step"] = params[1].detach()[0, 0]
+    set_grads(params)
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="8 bits.*overlap"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64])
+def test_small_states_on_torchs_own_step(dtype):
+    """Stay floats, where the kernels would leave them in float32, or are refused as there."""
+    params, optimizer = make(fused_optim.AdamW, [(5, 3)], dtype, foreach=True)
+    others, other = make(fused_optim.AdamW, [(5, 3)], dtype, foreach=True, state_dtype=None)
+    for seed in range(2):
+        set_grads(params, others, seed=seed)
+        if dtype != torch.float32:
+            before = snapshot(optimizer)
+            with pytest.raises(RuntimeError, match="parameter 0: 'exp_avg' .*Nothing was changed"):
+                optimizer.step()
+            assert_unchanged(optimizer, before)
+            continue
+        optimizer.step()
+        other.step()
+        assert_same_bits(all_bits(optimizer), all_bits(other))
+
+
+def test_torchs_own_step_rounds_no_moments_stochastically():
+    """Of float32 parameters, whose other tensors it could step."""
+    for late in (False, True):
+        asked = None if late else torch.bfloat16
+        _, optimizer = make(fused_optim.AdamW, state_dtype=torch.bfloat16, stochastic_rounding=True)
+        step(optimizer)
+        optimizer.state_dtype = asked
+        optimizer.defaults["foreach"] = True
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match="parameter 0: .*stochastic.* but the step is torch"):
+            optimizer.step()
+        assert_unchanged(optimizer, before)
+        optimizer.state_dtype = {"exp_avg": torch.bfloat16, "exp_avg_sq": torch.float32}
+        optimizer.step()  # which rounds to nearest what is to be rounded so
 
 
 def test_a_skipped_step_counts_no_random_bits():

@@ -221,7 +221,8 @@ def test_bad_values(optimizer_class, bad):
 
 BAD_REMAINDERS = {
     "dtype Char": lambda r: r.to(torch.int8),
-    "dtype Float": lambda r: r.float(),
+    "dtype Float": lambda r: r.float() + 0.5,
+    "dtype BFloat16": lambda r: r.bfloat16(),
     "has shape": lambda r: r[:-1],
     "is no tensor": lambda r: 3,
     "not dense|strided|reaches": lambda r: r[:, :1].expand(r.shape),
@@ -275,8 +276,48 @@ def test_memory_that_is_gone():
     saved = copy.deepcopy(ours.state_dict())
     saved["state"][0]["remainder"].untyped_storage().resize_(16)
     ours.load_state_dict(saved)
-    with pytest.raises(RuntimeError, match="'remainder' has dtype Float"):
+    with pytest.raises(RuntimeError, match="'remainder' reaches beyond its storage"):
         ours.step()
+
+    params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(40, 50)])
+    set_grads(params, seed=0)
+    ours.step()
+    ours.state[params[0]]["remainder"].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="group 0, parameter 0: 'remainder' does not fit"):
+        ours.state_dict()
+
+
+def test_parameters_without_memory():
+    """On the meta device, where checkpoints are planned."""
+    params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(4, 5)])
+    set_grads(params, seed=0)
+    ours.step()
+    p = Parameter(torch.empty(4, 5, dtype=torch.bfloat16, device="meta"))
+    other = fused_optim.AdamW([p], master_bits=32)
+    other.load_state_dict(copy.deepcopy(ours.state_dict()))
+    remainder = other.state_dict()["state"][0]["remainder"]
+    assert remainder.is_meta and remainder.dtype == torch.float32
+    assert next(other.master_parameters()).is_meta
+
+
+@pytest.mark.parametrize(("saved_by", "loaded_by"), [(24, 32), (24, 24), (32, 24)])
+def test_remainders_of_masters_with_other_bits(saved_by, loaded_by):
+    """Masters of 24 bits are some of 32, too. The reverse is an error, not another number."""
+    params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": saved_by}, [(4, 5)])
+    for seed in range(3):
+        set_grads(params, seed=seed)
+        ours.step()
+    again = [Parameter(params[0].detach().clone())]
+    other = fused_optim.AdamW(again, master_bits=loaded_by)
+    other.load_state_dict(copy.deepcopy(ours.state_dict()))
+    if saved_by == 24:
+        assert same_bits(next(ours.master_parameters()), next(other.master_parameters()))
+    set_grads(again, seed=3)
+    if saved_by == 24:
+        other.step()
+        return
+    with pytest.raises(RuntimeError, match="'remainder' has dtype Float, master_bits=24"):
+        other.step()
 
 
 def test_remainders_that_are_none_are_left_for_the_step():
@@ -304,6 +345,23 @@ def test_adagrads_sums_begin_in_float32_however_masters_are_asked_for():
         ours.master_bits = 32  # sums that have been stepped stay
         assert same_bits(ours.state[params[0]]["sum"], results[-1])
     assert same_bits(*results)
+
+
+def test_adagrads_sums_that_are_others_stay():
+    """Loaded, cut short, or freed, before the first step: for the step to say what does not fit."""
+    for change in (
+        lambda state: state["sum"].fill_(3.0),
+        lambda state: state["sum"].untyped_storage().resize_(0),
+        lambda state: state["step"].untyped_storage().resize_(0),
+        lambda state: state.update(step=torch.zeros(2)),
+        lambda state: state.update(sum=None),
+    ):
+        params, ours = make(fused_optim.Adagrad, torch.bfloat16, {}, [(4, 5)])
+        state = ours.state[params[0]]
+        change(state)
+        total = state["sum"]
+        ours.master_bits = 32
+        assert state["sum"] is total
 
 
 def test_masters_while_parameters_hold_their_averages():
@@ -334,6 +392,57 @@ def test_torchs_own_step_has_no_masters():
     with pytest.raises(RuntimeError, match="group 0, parameter 0: master_bits asks.*torch's own"):
         ours.step()
     unchanged(ours, before)
+
+
+def test_torchs_own_step_averages_no_masters():
+    """A parameter without a gradient, whose average would move towards the rounded one."""
+    half, wide = Parameter(torch.randn(50).bfloat16()), Parameter(torch.randn(9, 4))
+    ours = fused_optim.SGD([half, wide], lr=0.1, master_bits=32, ema_decay=0.5)
+    set_grads([half, wide], seed=0)
+    ours.step()
+    half.grad, wide.grad = None, wide.grad.to_sparse()
+    before = snapshot(ours)
+    with pytest.raises(RuntimeError, match="parameter 0: master_bits asks.*a gradient is sparse"):
+        ours.step()
+    unchanged(ours, before)
+
+
+def test_compiled_steps_see_masters_of_another_optimizer():
+    params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": 32}, [(4, 5)])
+    set_grads(params, seed=0)
+    ours.step()
+    others, other = make(fused_optim.AdamW, torch.bfloat16, {}, [(4, 5)])
+    set_grads(others, seed=0)
+    other.state[others[0]] = {
+        name: value.bfloat16() if value.dtype == torch.float32 and value.dim() else value
+        for name, value in ours.state[params[0]].items()
+    }
+    with pytest.raises(RuntimeError, match="'remainder' is in the state"):
+        torch.compile(lambda: other.step(), backend="eager")()
+
+
+def test_a_remainder_as_a_state_dict_has_it():
+    """ZeroRedundancyOptimizer puts what it loads into the state as it is. And what is none."""
+    for bits in (24, 32):
+        params, ours = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": bits}, [(4, 5)])
+        for seed in range(2):
+            set_grads(params, seed=seed)
+            ours.step()
+        again, other = make(fused_optim.AdamW, torch.bfloat16, {"master_bits": bits}, [(4, 5)])
+        with torch.no_grad():
+            again[0].copy_(params[0])
+        saved = copy.deepcopy(ours.state_dict()["state"][0])
+        other.state[again[0]] = saved
+        set_grads(params, again, seed=7)
+        ours.step()
+        other.step()
+        assert same_bits(next(ours.master_parameters()), next(other.master_parameters()))
+        for bad in (0.5, 2.0**16, float("nan"), float("inf")):
+            other.state[again[0]]["remainder"] = torch.full((4, 5), bad)
+            before = snapshot(other)
+            with pytest.raises(RuntimeError, match="'remainder' has dtype Float, master_bits"):
+                other.step()
+            unchanged(other, before)
 
 
 def test_what_shares_memory_with_a_remainder():

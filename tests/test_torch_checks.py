@@ -54,6 +54,60 @@ def test_bad_state_of_the_last_parameter(case, what):
     optimizer.step()
 
 
+class Named(torch.Tensor):
+    """A subclass that changes nothing."""
+
+
+@pytest.mark.parametrize("which", ["param", "grad", "exp_avg", "step"])
+@pytest.mark.parametrize("is_subclass", [False, True])
+def test_memory_that_is_gone(which, is_subclass):
+    """As where a wrapper has freed it: torch's step would read and write beyond it."""
+    optimizer, params = on_torchs_path(fused_optim.AdamW, {})
+    if is_subclass:
+        state = optimizer.state[params[2]]
+        state.update({name: value.as_subclass(Named) for name, value in state.items()})
+    tensor = {"param": params[2], "grad": params[2].grad, **optimizer.state[params[2]]}[which]
+    tensor.untyped_storage().resize_(0)
+    before = [p.detach().clone() for p in params[:2]]
+    with pytest.raises(RuntimeError, match=f"group 1, parameter 0: '{which}' reaches beyond"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=False))
+
+
+def test_scalars_that_are_none():
+    """A number where torch wants a tensor, and a count that it divides by when it is zero."""
+    minus_1 = torch.tensor(-1.0)
+    for bad in (1, minus_1, torch._neg_view(-minus_1), torch.tensor(float("nan"))):
+        optimizer, params = on_torchs_path(fused_optim.AdamW, {})
+        optimizer.state[params[2]]["step"] = bad
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match="group 1, parameter 0: "):
+            optimizer.step()
+        assert_unchanged(optimizer, before)
+
+
+def test_a_state_without_its_step():
+    """But SGD has none, whatever else is in the state."""
+    optimizer, params = on_torchs_path(fused_optim.AdamW, {})
+    del optimizer.state[params[2]]["step"]
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="group 1, parameter 0: 'step' is missing"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
+    optimizer, params = on_torchs_path(fused_optim.SGD, {"lr": 0.1, "momentum": 0.9})
+    optimizer.state[params[2]] = {"momentum_buffer": None, "step": torch.tensor(1.0)}
+    optimizer.step()
+
+
+def test_averages_in_other_layouts():
+    optimizer, params = on_torchs_path(fused_optim.SGD, {"lr": 0.1, "ema_decay": 0.9})
+    optimizer.state[params[2]]["ema"] = optimizer.state[params[2]]["ema"].to_sparse()
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match="group 1, parameter 0: 'ema' has layout"):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_states_of_another_dtype_get_torchs_answer(case, dtype):

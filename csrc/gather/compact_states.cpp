@@ -116,6 +116,13 @@ void CompactStates::add_newly_coded(TensorEntry& entry, const AtHand& param,
   add(entry, codes, scales, row);
 }
 
+void CompactStates::fail_of_remainder(const AtHand& param, const at::Tensor& remainder,
+                                      at::ScalarType dtype) const {
+  builder_.where.fail(kRemainderName, "has dtype " + dtype_text(remainder) + ", master_bits=" +
+                                          std::to_string(param.group.master_bits) + " keeps " +
+                                          c10::toString(dtype));
+}
+
 const at::Tensor& CompactStates::remainder_of(Device device, const AtHand& param) {
   const int row = rows_.remainder();
   const at::ScalarType dtype = param.group.master_bits == 32 ? at::kShort : at::kChar;
@@ -123,18 +130,19 @@ const at::Tensor& CompactStates::remainder_of(Device device, const AtHand& param
   if (value != nullptr) {
     const at::Tensor& remainder =
         local_state(builder_.where, sharded_, gathered_, param.found, value, kRemainderName);
-    if (remainder.scalar_type() != dtype)
-      builder_.where.fail(kRemainderName, "has dtype " + dtype_text(remainder) + ", master_bits=" +
-                                              std::to_string(param.group.master_bits) + " keeps " +
-                                              c10::toString(dtype));
+    const bool is_saved = remainder.scalar_type() == at::kFloat;
+    if (remainder.scalar_type() != dtype && !is_saved) fail_of_remainder(param, remainder, dtype);
     check_place(builder_.where, param.impl(), *remainder.unsafeGetTensorImpl(), kRemainderName);
     check_storage(builder_.where, *remainder.unsafeGetTensorImpl(), kRemainderName);
-    if (same_layout(param.impl(), *remainder.unsafeGetTensorImpl())) return remainder;
+    if (!is_saved && same_layout(param.impl(), *remainder.unsafeGetTensorImpl())) return remainder;
     builder_.locate(*remainder.unsafeGetTensorImpl(), kRemainderName);
     at::Tensor& in_order =
         builder_.new_state(device, param.found, kRemainderName).add_like_param(rows_.keys[row]);
     in_order = empty_like(param.tensor().detach(), dtype);
-    in_order.copy_(remainder.detach());
+    const at::Tensor kept =
+        is_saved ? remainder_of_floats(remainder.detach(), dtype) : remainder.detach();
+    if (!kept.defined()) fail_of_remainder(param, remainder, dtype);
+    in_order.copy_(kept);
     return in_order;
   }
   at::Tensor& created =

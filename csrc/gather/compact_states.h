@@ -65,7 +65,7 @@ class CompactStates {
   /// A new state in codes: of these values, or of zeros where there are none.
   void add_newly_coded(TensorEntry& entry, const AtHand& param, const at::Tensor* values, int row);
 
-  /// The remainder of its master, new where it has none.
+  /// The remainder of its master, new where it has none, or one of floats as a state dict has it.
   const at::Tensor& remainder_of(Device device, const AtHand& param);
 
   /// Once all states are added: the remainder, which operands are rounded stochastically, and where
@@ -77,6 +77,8 @@ class CompactStates {
   Moment moment_of(int row) const { return rows_.rows[row].spec.moment; }
   const at::Tensor& scales_of(const AtHand& param, const at::Tensor& codes, int row);
   void add(TensorEntry& entry, const at::Tensor& codes, const at::Tensor& scales, int row);
+  [[noreturn]] void fail_of_remainder(const AtHand& param, const at::Tensor& remainder,
+                                      at::ScalarType dtype) const;
   void add_master(TensorEntry& entry, const AtHand& param, const at::Tensor* remainder);
   void choose_stochastic(TensorEntry& entry, const AtHand& param);
   /// Whether anything of the entry is rounded with random bits.

@@ -273,7 +273,9 @@ void StateGatherer::add_average_alone(const AtHand& at_hand) {
   if (compact_.has_master(at_hand)) {
     const at::Tensor& remainder = compact_.remainder_of(device_of(param), at_hand);
     builder_.locate(*remainder.unsafeGetTensorImpl(), kRemainderName);
+    builder_.add_beside_table(*remainder.unsafeGetTensorImpl(), false);
     gathered_.averages_alone.back().remainder = remainder.detach();
+    gathered_.beside_table.push_back(remainder.unsafeGetTensorImpl());
   }
   gathered_.beside_table.push_back(const_cast<c10::TensorImpl*>(&param));
   gathered_.beside_table.push_back(average.unsafeGetTensorImpl());

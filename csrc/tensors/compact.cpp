@@ -1,6 +1,7 @@
 #include "tensors/compact.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "storage/moment_codes.h"
 #include "storage/split_master.h"
@@ -76,6 +77,35 @@ at::Tensor decoded(const at::Tensor& codes, const at::Tensor& scales) {
                       values.mutable_data_ptr<float>());
   });
   return values.to(codes.device());
+}
+
+namespace {
+
+template <class Master>
+bool keep_remainder(const float* saved, int64_t numel, typename Master::Remainder* kept) {
+  using Limits = std::numeric_limits<typename Master::Remainder>;
+  for (int64_t i = 0; i < numel; ++i) {
+    const float units = saved[i] / static_cast<float>(1 << Master::kShift);
+    // Nor is a NaN within these.
+    if (!(units >= Limits::min() && units <= Limits::max())) return false;
+    kept[i] = static_cast<typename Master::Remainder>(units);
+    if (static_cast<float>(kept[i]) != units) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+at::Tensor remainder_of_floats(const at::Tensor& saved, at::ScalarType dtype) {
+  const at::Tensor on_host = saved.to(at::kCPU);
+  const at::Tensor kept = empty_like(on_host, dtype);
+  const auto keep = [&]<class Master>(Master) {
+    return keep_remainder<Master>(
+        on_host.const_data_ptr<float>(), on_host.numel(),
+        static_cast<typename Master::Remainder*>(kept.mutable_data_ptr()));
+  };
+  const bool is_one = dtype == at::kShort ? keep(Master32()) : keep(Master24());
+  return is_one ? kept : at::Tensor();
 }
 
 at::Tensor joined(const at::Tensor& param, const at::Tensor& remainder) {

@@ -27,6 +27,10 @@ Coded encoded(const at::Tensor& values, Moment moment);
 /// In float32, exactly; of the codes' shape and strides.
 at::Tensor decoded(const at::Tensor& codes, const at::Tensor& scales);
 
+/// A remainder as an optimizer has it, int16 or int8 on the host, from one of floats as a state
+/// dict has it: in units of float32's last place. Undefined where it holds anything else.
+at::Tensor remainder_of_floats(const at::Tensor& saved, at::ScalarType dtype);
+
 /// The float32 masters of a bfloat16 parameter and its remainder, of the same shape.
 at::Tensor joined(const at::Tensor& param, const at::Tensor& remainder);
 

@@ -30,13 +30,17 @@ std::vector<Interval> intervals_of(const TensorTable& table) {
   };
   // A step that parameters share is advanced once for each, one after the other: no overlap.
   std::set<std::pair<const void*, Format>> steps;
+  const auto add_one_element = [&](const OneElementState& state, bool is_step) {
+    const bool is_host_step = is_step && !state.is_on_device;
+    if (!is_host_step || steps.emplace(state.data, state.format).second)
+      add(state.data, item_size(state.format), true);
+  };
   for (const TensorEntry& entry : table.entries) {
     const OneElementState* states = table.one_element_states_of(entry);
-    for (int i = 0; i < table.num_one_element; ++i) {
-      const bool is_host_step = i == 0 && kRules[table.rule].has_step && !states[i].is_on_device;
-      if (!is_host_step || steps.emplace(states[i].data, states[i].format).second)
-        add(states[i].data, item_size(states[i].format), true);
-    }
+    for (int i = 0; i < table.num_one_element; ++i)
+      add_one_element(states[i], i == 0 && kRules[table.rule].has_step);
+    if (entry.is_compact() && table.compact[entry.compact].counter.data != nullptr)
+      add_one_element(table.compact[entry.compact].counter, true);
     for (int operand = 0; operand < kMaxOperands; ++operand) {
       if (entry.operands[operand] == nullptr || entry.numel == 0) continue;
       const int64_t bytes = span_of(table, entry, operand) * item_size(entry.formats[operand]);
