@@ -43,8 +43,7 @@ void CompactStates::check_takes_codes(const AtHand& param, int row) const {
         rows_.rows[row].spec.name,
         std::string("can't be in 8 bits, as its parameter has dtype ") + c10::toString(own));
   const StateSpec& spec = rows_.rows[row].spec;
-  if (spec.exact_with != nullptr &&
-      value_of(param.group, hyperparameter_index(rule_, spec.exact_with)) != 0)
+  if (spec.exact_with != nullptr && is_switched_on(param.group, rule_, spec.exact_with))
     builder_.where.fail(spec.name, std::string("can't be in 8 bits with ") + spec.exact_with);
 }
 

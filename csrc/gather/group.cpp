@@ -60,8 +60,9 @@ void check_is_state(const RuleSpec& rule, const std::string& name) {
   throw std::invalid_argument("a dict with " + name + ", no state of its parameter's shape");
 }
 
-bool is_switched_on(const ParamGroup& group, const RuleSpec& rule, const char* hyperparameter) {
-  return value_of(group, hyperparameter_index(rule, hyperparameter)) != 0;
+double value_at(const ParamGroup& group, int index) {
+  const at::Tensor* tensor = tensor_of(group, index);
+  return tensor != nullptr ? tensor->item().toDouble() : group.values[index];
 }
 
 /// Throws std::invalid_argument where a state is to be in codes and can't be.
@@ -156,9 +157,8 @@ ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rul
   return read;
 }
 
-double value_of(const ParamGroup& group, int index) {
-  const at::Tensor* tensor = tensor_of(group, index);
-  return tensor != nullptr ? tensor->item().toDouble() : group.values[index];
+double value_of(const ParamGroup& group, const RuleSpec& rule, const char* hyperparameter) {
+  return value_at(group, hyperparameter_index(rule, hyperparameter));
 }
 
 HyperparameterRow row_on(const ParamGroup& group, const RuleSpec& rule, Device device,
@@ -167,7 +167,7 @@ HyperparameterRow row_on(const ParamGroup& group, const RuleSpec& rule, Device d
   for (int i = 0; i < rule.num_hyperparameters; ++i) {
     const at::Tensor* tensor = tensor_of(group, i);
     if (device.kind == DeviceKind::CPU || tensor == nullptr) {
-      row.values[i] = value_of(group, i);
+      row.values[i] = value_at(group, i);
       continue;
     }
     const bool is_float = tensor->scalar_type() == at::kFloat;

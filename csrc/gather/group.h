@@ -38,8 +38,13 @@ struct ParamGroup {
 ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rule,
                       const StepOptions& of_optimizer, const char* optimizer, Py_ssize_t number);
 
-/// The value of the rule's hyperparameter of this number, on the host wherever it is.
-double value_of(const ParamGroup& group, int index);
+/// The value of a hyperparameter of the rule, read on the host wherever it is.
+double value_of(const ParamGroup& group, const RuleSpec& rule, const char* hyperparameter);
+
+inline bool is_switched_on(const ParamGroup& group, const RuleSpec& rule,
+                           const char* hyperparameter) {
+  return value_of(group, rule, hyperparameter) != 0;
+}
 
 /// The group's row for parameters on this device, maximize's sign in it. For a CUDA
 /// device, values in CUDA tensors stay there; copies made for it, if any, are added to `owned`.

@@ -38,13 +38,8 @@ at::ScalarType dtype_for(const Where& where, const c10::TensorImpl& param, at::S
                        ", as its parameter is complex");
 }
 
-/// The current group's value of a hyperparameter, read on the host wherever it is.
-double value_named(const RuleSpec& rule, const ParamGroup& group, const char* hyperparameter) {
-  return value_of(group, hyperparameter_index(rule, hyperparameter));
-}
-
 double first_value(const RuleSpec& rule, const ParamGroup& group, const StateSpec& state) {
-  return state.begins_as == nullptr ? state.begins_at : value_named(rule, group, state.begins_as);
+  return state.begins_as == nullptr ? state.begins_at : value_of(group, rule, state.begins_as);
 }
 
 }  // namespace
