@@ -173,6 +173,19 @@ def test_torch_loads_it_and_we_load_torchs(cls):
     step(wide)
 
 
+def test_a_negative_second_moment_is_no_number_as_in_a_step_of_torch():
+    _, optimizer = make(fused_optim.AdamW)
+    step(optimizer)
+    saved = optimizer.state_dict()
+    second = saved["state"][0]["exp_avg_sq"].flatten()
+    second[200] = -second[200]
+    params, other = make(fused_optim.AdamW)
+    other.load_state_dict(saved)
+    step(other)
+    is_nan = params[0].detach().flatten().isnan()
+    assert is_nan[128:256].all() and not is_nan[:128].any() and not is_nan[256:].any()
+
+
 def test_assigning_it_converts_what_is_there():
     params, optimizer = make(fused_optim.AdamW, state_dtype=None)
     step(optimizer, times=2)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "storage/moment_codes.h"
 #include "storage/split_master.h"
@@ -10,13 +11,21 @@
 namespace fused_optim {
 namespace {
 
+/// The bits of a value's magnitude. Codes without signs take a negative one for a NaN, which a step
+/// makes of it: the block is one, too.
+template <class Codes>
+uint32_t magnitude_of(float value) {
+  constexpr bool kHasSigns = std::is_signed_v<typename Codes::Code>;
+  return !kHasSigns && value < 0.0f ? 0x7fc00000u : bits_as<uint32_t>(value) & 0x7fffffffu;
+}
+
 template <class Codes>
 void encode_all(const float* values, int64_t numel, typename Codes::Code* codes, float* scales) {
   for (int64_t begin = 0; begin < numel; begin += kCodesInBlock, ++scales) {
     const int64_t end = std::min(numel, begin + kCodesInBlock);
     uint32_t largest = 0;
     for (int64_t i = begin; i < end; ++i)
-      largest = std::max(largest, bits_as<uint32_t>(values[i]) & 0x7fffffffu);
+      largest = std::max(largest, magnitude_of<Codes>(values[i]));
     *scales = Codes::scale_of(largest);
     const float factor = Codes::factor_of(*scales);
     for (int64_t i = begin; i < end; ++i) codes[i] = Codes::encode_to_nearest(values[i], factor);
