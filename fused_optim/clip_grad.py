@@ -96,7 +96,8 @@ def _clip_across_ranks(
 
     placements = _C.placements_of_params(params)
     name = "clip_grad_norm_"
-    across_ranks = NormAcrossRanks(name, placements, None, params[0].device, norm_type)
+    asked = f"max_norm={max_norm}"
+    across_ranks = NormAcrossRanks(name, placements, None, params[0].device, norm_type, asked)
     with across_ranks.telling():
         _, norm = norm_for_torch(across_ranks, params)
     if error_if_nonfinite and not math.isfinite(norm.item()):

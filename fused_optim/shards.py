@@ -6,22 +6,31 @@ is not finite, or zeroing some of a model's gradients would do something else on
 nobody would be told.
 """
 
+import contextlib
 import gc
 import math
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fused_optim import _C
+from fused_optim.sharding import is_dtensor
 
 if TYPE_CHECKING:
     from fused_optim.norm_across_ranks import NormAcrossRanks
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["constructed_by", "norm_across_ranks", "owned_by", "refuse_for_a_shard"]
+__all__ = [
+    "constructed_by",
+    "norm_across_ranks",
+    "owned_by",
+    "refuse_for_a_shard",
+    "tell_failure",
+]
 
 _DTENSOR = "torch.distributed.tensor"
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
@@ -84,11 +93,46 @@ def norm_across_ranks(optimizer: "FusedOptimizer") -> "NormAcrossRanks | None":
     Raises:
         RuntimeError: if parameters are one rank's plain shards, and nothing says whose others are.
     """
-    group = optimizer._fused.norm_group
-    if group is None:
+    if optimizer._fused.norm_group is None:
         _check_norm_is_whole(optimizer)
     params = [p for own in optimizer.param_groups for p in own["params"]]
     placements = _C.placements_of_params(params) if _DTENSOR in sys.modules else []
+    across_ranks = _made(optimizer, params, placements)
+    if across_ranks is not None:
+        across_ranks.check_group()
+    return across_ranks
+
+
+def tell_failure(optimizer: "FusedOptimizer") -> None:
+    """Tells the ranks that wait for this one's part of a norm that its step has failed.
+
+    Whatever it was that failed, also where it was the making of that norm, and nothing else is
+    raised for it.
+    """
+    if not optimizer._fused.options.needs_norm:
+        return
+    with contextlib.suppress(Exception):
+        params = [p for own in optimizer.param_groups for p in own["params"]]
+        across_ranks = _made(optimizer, params, _readable_placements(params))
+        if across_ranks is not None:
+            across_ranks.tell_failure()
+
+
+def _readable_placements(params: list[Tensor]) -> list[Any]:
+    """Of parameters that may be placed in a way that has no norm, at least their meshes."""
+    if _DTENSOR not in sys.modules:
+        return []
+    try:
+        return _C.placements_of_params(params)
+    except Exception:
+        sharded: list[Any] = [p for p in params if is_dtensor(p)]
+        return [(p._spec.mesh, 0) for p in sharded]
+
+
+def _made(
+    optimizer: "FusedOptimizer", params: list[Tensor], placements: list[Any]
+) -> "NormAcrossRanks | None":
+    options, group = optimizer._fused.options, optimizer._fused.norm_group
     if not placements and (group is None or group.size() == 1):
         return None
     if any(p.is_meta for p in params):  # where there is no norm
@@ -96,9 +140,10 @@ def norm_across_ranks(optimizer: "FusedOptimizer") -> "NormAcrossRanks | None":
     from fused_optim.norm_across_ranks import NormAcrossRanks
 
     device = params[0].device if params else torch.device("cpu")
-    norm_type = math.inf if optimizer._fused.options.max_grad_norm is None else 2.0
+    norm_type = math.inf if options.max_grad_norm is None else 2.0
+    asked = f"max_grad_norm={options.max_grad_norm}, skip_nonfinite={options.skip_nonfinite}"
     found_inf = getattr(optimizer, "found_inf", None)
-    return NormAcrossRanks(optimizer._name, placements, group, device, norm_type, found_inf)
+    return NormAcrossRanks(optimizer._name, placements, group, device, norm_type, asked, found_inf)
 
 
 def _check_norm_is_whole(optimizer: "FusedOptimizer") -> None:

@@ -282,18 +282,18 @@ def replaced_while_ranks_exchange():
     set_grads(params)
     kept = params[0]._local_tensor
     before = kept.clone()
-    all_gather = fused_optim.norm_across_ranks.gather_rows
+    all_gather = fused_optim.grid_of_ranks.all_gathered
 
     def replacing(*arguments):
         params[0]._local_tensor = torch.zeros_like(kept)
         return all_gather(*arguments)
 
-    fused_optim.norm_across_ranks.gather_rows = replacing
+    fused_optim.grid_of_ranks.all_gathered = replacing
     try:
         with pytest.raises(RuntimeError, match="another local tensor"):
             ours.step()
     finally:
-        fused_optim.norm_across_ranks.gather_rows = all_gather
+        fused_optim.grid_of_ranks.all_gathered = all_gather
     assert torch.equal(kept, before)
 
 
