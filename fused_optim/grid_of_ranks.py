@@ -74,7 +74,7 @@ class GridOfRanks:
         for stage, group in enumerate(self.groups):
             row[_STAGE] = stage
             met = _gathered([row], group)
-            failed = max(other[FAILED] for other in met)
+            failed = max([other[FAILED] for other in met])
             if failed == 0:
                 problem = self._misfit(met, start)
             if problem is not None:
@@ -85,6 +85,8 @@ class GridOfRanks:
                 continue
             row[FAILED] = row[FAILED] or failed
             rows += met
+        if problem is None and row[FAILED] == 0 and len(self.groups) == 1:
+            return sorted(rows), None
         by_rank = {other[0]: other for other in rows}
         by_rank.update({other[0]: other for other in (*rows, row) if other[FAILED] != 0})
         rows = [by_rank[number] for number in sorted(by_rank)]
@@ -95,7 +97,7 @@ class GridOfRanks:
     def _misfit(self, met: list[Row], start: int) -> str | None:
         """What the ranks of one group should have alike and don't: their plan, how many of their
         groups are done, and no two of them another group."""
-        if len({(len(row), row[1]) for row in met}) > 1:
+        if len({row[1] for row in met}) > 1:
             return _DIFFERENT
         stage = int(met[0][_STAGE])
         for i in range(len(self._names)):

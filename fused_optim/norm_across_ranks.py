@@ -8,42 +8,27 @@ ranks skip, fail, or take torch's step together, and none waits for one that has
 """
 
 import contextlib
-import hashlib
 import math
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fused_optim.grid_of_ranks import FAILED, GridOfRanks, Row
+from fused_optim.grid_of_ranks import FAILED, Row
 from fused_optim.norm_on_device import NUM_FLAGS, NormOnDevice, are_replicas
-from fused_optim.rows_of_ranks import all_gathered, device_for, groups_of
+from fused_optim.norm_plan import NormPlan
+from fused_optim.rows_of_ranks import all_gathered
 from fused_optim.told_later import ToldLater, check_none_has_failed
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["NormAcrossRanks"]
 
-_first_ranks: "weakref.WeakKeyDictionary[DeviceMesh, dict[int, int]]" = weakref.WeakKeyDictionary()
-
-
-def _first_rank(mesh: "DeviceMesh", sharded_dims: int) -> int:
-    """The lowest of the ranks that have the parts of one replica, this one among them, which names
-    the replica; -1 where this rank is not in the mesh."""
-    coordinate = mesh.get_coordinate()
-    if coordinate is None:
-        return -1
-    known = _first_ranks.setdefault(mesh, {})
-    if sharded_dims not in known:
-        places = enumerate(coordinate)
-        index = tuple(slice(None) if sharded_dims >> i & 1 else place for i, place in places)
-        known[sharded_dims] = int(mesh.mesh[index].min())
-    return known[sharded_dims]
+_NO_REPLICAS = (
+    "ranks that share a mesh have gradients of other norms for parameters outside it, or that it "
+    "replicates, so that they are no replicas of one another: their norm needs a norm_group, or "
+    "DTensors that say how they are placed"
+)
 
 
 class NormAcrossRanks:
@@ -51,28 +36,17 @@ class NormAcrossRanks:
 
     Args:
         name (str): of the optimizer or function, for errors.
-        placements: (mesh, a bit for each of its dimensions along which tensors are sharded) of the
-            parameters, in their order.
-        group (ProcessGroup, optional): over whose ranks plain tensors are shards, and what meshes
-            give is summed up.
-        device (torch.device): where the parameters are.
+        plan: who exchanges what with whom.
         norm_type (float): above 0; infinity for the largest absolute value.
-        asked (str): what is done by the norm, which must be the same on all ranks.
         found_inf (Tensor or float, optional): AMP's, of this rank.
     """
 
-    def __init__(
-        self,
-        name: str,
-        placements: "Sequence[tuple[DeviceMesh, int]]",
-        group: "ProcessGroup | None",
-        device: torch.device,
-        norm_type: float,
-        asked: str,
-        found_inf: Any = None,
-    ) -> None:
+    def __init__(self, name: str, plan: NormPlan, norm_type: float, found_inf: Any = None) -> None:
         self.name = name
-        self.group = group
+        self.plan = plan
+        self.group = plan.group
+        self.placements = plan.placements
+        self.device = plan.device
         self.norm_type = norm_type
         self.is_max = math.isinf(norm_type)
         self.found_inf = 0.0 if found_inf is None else found_inf
@@ -84,32 +58,13 @@ class NormAcrossRanks:
         self.contributions: Tensor | None = None
         self.has_overflowed: bool | Tensor = False
         self.told_later: ToldLater | None = None
-        self._different: list[tuple[DeviceMesh, int]] = []
-        #: (mesh, sharded dimensions, the number of those that are equal).
-        self.placements = tuple((*place, self._number(*place)) for place in placements)
-        self._grid = GridOfRanks(groups_of(mesh for mesh, _ in self._different))
-        groups = self._grid.groups if group is None else [*self._grid.groups, group]
-        #: Where sums are exchanged.
-        self.device = device_for(groups, device)
-        members = () if group is None else tuple(dist.get_process_group_ranks(group))
-        self._members = set(members)
-        kinds = [(tuple(mesh.shape), dims) for mesh, dims in self._different]
-        self._asked = _number_for(asked, norm_type)
-        #: The same on all ranks that are in the same place of their meshes.
-        self._plan = _number_for(kinds, self._grid.sizes, hash(members), asked, norm_type)
-
-    def _number(self, mesh: "DeviceMesh", sharded_dims: int) -> int:
-        for number, (known, dims) in enumerate(self._different):
-            if dims == sharded_dims and (mesh is known or mesh == known):
-                return number
-        self._different.append((mesh, sharded_dims))
-        return len(self._different) - 1
+        self._count = len(plan.different)
+        #: Where in a row the sum of plain tensors is.
+        self._plain = len(plan.own)
 
     def check_group(self) -> None:
         """Raises RuntimeError if a rank of the parameters' meshes is not in the group."""
-        if self.group is not None and any(
-            set(dist.get_process_group_ranks(g)) - self._members for g in self._grid.groups
-        ):
+        if self.plan.lacks_ranks:
             raise RuntimeError(
                 f"fused_optim.{self.name}: norm_group lacks ranks of the parameters' meshes"
             )
@@ -140,7 +95,7 @@ class NormAcrossRanks:
 
     def zeros(self) -> Tensor:
         """The sums of a rank without gradients."""
-        return torch.zeros(1 + len(self._different), dtype=torch.float64)
+        return torch.zeros(1 + self._count, dtype=torch.float64)
 
     def exchange(
         self,
@@ -172,52 +127,52 @@ class NormAcrossRanks:
         Raises:
             RuntimeError: if a rank has failed, or if ranks have no replicas where they should.
         """
-        own = [dist.get_rank(), self._plan, *(_first_rank(*place) for place in self._different)]
         if self.device.type != "cpu":
-            return self._exchange_on_device(own, sums, [has_failed, takes_torch, redistributed])
+            return self._exchange_on_device(sums, [has_failed, takes_torch, redistributed])
+        own = self.plan.own
         flags = [float(self.found_inf), has_failed * (own[0] + 1.0), takes_torch, redistributed]
         self.is_owed, self.is_done = False, True
-        rows, problem = self._grid.gather([*own, *sums.tolist()], flags)
-        has_met = problem is not None or any(row[FAILED] for row in rows)
-        problem = problem if has_met else self._problem(rows)
-        contributions = [] if has_met or problem is not None else self._contributions(rows)
+        rows, problem = self.plan.grid.gather([*own, *sums.tolist()], flags)
         told = [row[-NUM_FLAGS:] for row in rows]
+        contributions: list[float] = []
+        has_met = problem is not None or any([flags[FAILED] for flags in told])
+        if not has_met:
+            contributions, problem = self._contributions(rows)
         if self.group is not None and not (has_met and self._know_all(rows)):
             contributions, told, other = self._over_group(rows, sums, contributions, problem)
             problem = problem or other
         if problem is not None:
             raise RuntimeError(f"fused_optim.{self.name}: {problem}. Nothing was changed.")
-        failed = (flags[FAILED] - 1 for flags in told if flags[FAILED] != 0)
+        failed = [flags[FAILED] - 1 for flags in told if flags[FAILED] != 0]
         check_none_has_failed(self.name, failed, "this step")
         self.contributions = torch.tensor(contributions, dtype=torch.float64)
-        self.has_overflowed = any(flags[0] != 0 for flags in told)
-        self.is_owed = any(flags[2] for flags in told) and not is_last
+        self.has_overflowed = any([flags[0] != 0 for flags in told])
+        self.is_owed = any([flags[2] for flags in told]) and not is_last
         if self.is_owed and not takes_torch:
             return None
         return self.contributions, self.has_overflowed
-
-    @property
-    def _plain(self) -> int:
-        """Where in a row the sum of plain tensors is."""
-        return 2 + len(self._different)
 
     def _parts(self, rows: list[Row], number: int) -> list[tuple[float, float]]:
         """(the name of the replica, this rank's sum for it) of the ranks that have a placement."""
         parts = ((row[2 + number], row[self._plain + 1 + number]) for row in rows)
         return [(name, value) for name, value in parts if name >= 0]
 
-    def _contributions(self, rows: list[Row]) -> list[float]:
-        """What tensors that are placed alike have together; plain ones, unless a group has them."""
-        found: list[float] = []
-        for number in range(len(self._different)):
-            found += self._of_replicas(self._parts(rows, number))
+    def _contributions(self, rows: list[Row]) -> tuple[list[float], str | None]:
+        """What tensors that are placed alike have together, plain ones, too, unless a group has
+        them; and what the ranks' gradients should have alike and don't."""
+        if len({row[-1] for row in rows}) > 1:
+            return [], "the ranks' gradients are placed differently"
+        parts = [self._of_replicas(self._parts(rows, i)) for i in range(self._count)]
         if self.group is None:
-            found += self._of_replicas([(row[0], row[self._plain]) for row in rows])
-        return found
+            parts.append(self._of_replicas([(row[0], row[self._plain]) for row in rows]))
+            # Zero where a replica has no gradients.
+            if any([len(part) > 1 and part[1] > 0 for part in parts]):
+                return [], _NO_REPLICAS
+        return [value for part in parts for value in part], None
 
     def _know_all(self, rows: list[Row]) -> bool:
         """Whether all ranks of the group have these rows: then none of them waits for more."""
-        return len(self._grid.groups) == 1 and self._members == {row[0] for row in rows}
+        return len(self.plan.grid.groups) == 1 and self.plan.members == {row[0] for row in rows}
 
     def _over_group(
         self, rows: list[Row], sums: Tensor, contributions: list[float], problem: str | None
@@ -229,7 +184,7 @@ class NormAcrossRanks:
         status = [_largest(flag) for flag in zip(*(row[-NUM_FLAGS:] for row in rows), strict=True)]
         if problem is not None:
             status[FAILED] = this + 1
-        given = [this, self._asked, self._combined([float(sums[0]), *shared]), *status]
+        given = [this, self.plan.asked, self._combined([float(sums[0]), *shared]), *status]
         assert self.group is not None
         over = all_gathered(torch.tensor([given], dtype=torch.float64), self.group).tolist()
         over.sort()
@@ -239,12 +194,12 @@ class NormAcrossRanks:
         return [row[2] for row in over], [row[-NUM_FLAGS:] for row in over], other
 
     def _exchange_on_device(
-        self, own: list[int], sums: Tensor, flags: Sequence[float]
+        self, sums: Tensor, flags: Sequence[float]
     ) -> tuple[Tensor, bool | Tensor]:
-        on_device = NormOnDevice(self.device, len(self._different), self.is_max)
-        row = on_device.row(own, sums, self.found_inf, flags)
+        on_device = NormOnDevice(self.device, self._count, self.is_max)
+        row = on_device.row(self.plan.own, sums, self.found_inf, flags)
         self.is_owed, self.is_done = False, True
-        contributions, ranks, status = on_device.conclude(row, self._grid.groups, self.group)
+        contributions, ranks, status = on_device.conclude(row, self.plan.grid.groups, self.group)
         self.contributions = contributions
         self.has_overflowed = ((status[:, 0] != 0) | (status[:, 1] != 0)).any().float()[None]
         if not torch.cuda.is_current_stream_capturing():
@@ -268,27 +223,6 @@ class NormAcrossRanks:
             if not kept or not are_replicas(kept[-1], value):
                 kept.append(value)
         return kept
-
-    def _problem(self, rows: list[Row]) -> str | None:
-        """What the gradients of ranks should have alike and don't."""
-        if len({row[-1] for row in rows}) > 1:
-            return "the ranks' gradients are placed differently"
-        if self.group is not None:
-            return None
-        parts = [self._parts(rows, number) for number in range(len(self._different))]
-        parts.append([(row[0], row[self._plain]) for row in rows])
-        if any(sum(value > 0 for value in self._of_replicas(part)) > 1 for part in parts):
-            return (
-                "ranks that share a mesh have gradients of other norms for parameters outside it, "
-                "or that it replicates, so that they are no replicas of one another: their norm "
-                "needs a norm_group, or DTensors that say how they are placed"
-            )
-        return None
-
-
-def _number_for(*what: object) -> int:
-    """The same on each rank for the same, and hardly for anything else; float64 holds it."""
-    return int(hashlib.sha256(repr(what).encode()).hexdigest()[:12], 16)
 
 
 def _largest(values: Iterable[float]) -> float:

@@ -6,6 +6,7 @@ from fused_optim import _C
 from fused_optim.step_options import STEP_OPTIONS
 
 if TYPE_CHECKING:
+    from fused_optim.norm_plan import NormPlan
     from fused_optim.told_later import ToldLater
 
 __all__ = ["BEGUN", "NOT_STEPPING", "PAST_TELLING", "OwnState", "OwnStateOf"]
@@ -60,6 +61,8 @@ class OwnState:
         self.sharded_by: str | None = None
         #: The process group that ``norm_group`` names.
         self.norm_group: Any = None
+        #: Who exchanged what with whom for the norm of the last step.
+        self.norm_plan: NormPlan | None = None
         #: Which ranks have failed in the last step, where a device knows and the host does not yet.
         self.told_later: ToldLater | None = None
         #: What was assigned to ``_step_supports_amp_scaling``, None for nothing.
