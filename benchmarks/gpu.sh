@@ -132,6 +132,7 @@ benchmark benchmark-large 60 --dtype float32 --dtype bfloat16 --dtype float16 --
   --workload 1G --workload llama_3_2_1b --workload 3000x3500 --workload embedding
 benchmark benchmark-fewer-bytes 40 --optimizer AdamW --workload 25M --workload llama_3_2_1b \
   --master-bits 24 --state-dtype int8 --stochastic-rounding
+benchmark benchmark-sharded 40 --sharded --rounds 8 # NCCL, in a world of one
 
 sanitizer=$(command -v compute-sanitizer || echo "$CUDA_HOME/bin/compute-sanitizer")
 for tool in memcheck racecheck initcheck; do # side by side: nothing is timed

@@ -273,10 +273,15 @@ PYBIND11_MODULE(_C, m) {
         py::arg("exchange"), py::arg("across_ranks") = py::none());
   m.def("placements_of_params", [](const py::list& params) {
     try {
-      return py::reinterpret_steal<py::list>(placements_of_params(params.ptr()).release());
+      return py::reinterpret_steal<py::tuple>(placements_of_params(params.ptr()).release());
     } catch (const PythonError&) {
       throw py::error_already_set();
     }
+  });
+  m.def("has_meta", [](const py::list& tensors) {
+    for (const py::handle& tensor : tensors)
+      if (tensor_in(tensor).is_meta()) return true;
+    return false;
   });
   m.def("why_not_fused", &why_not_fused, py::arg("rule"), py::arg("name"), py::arg("param_groups"),
         py::arg("state"), py::arg("options"));

@@ -93,10 +93,11 @@ def _clip_across_ranks(
     """The norm of parameters of which some are DTensors, float64, after the clipping."""
     from fused_optim.norm_across_ranks import NormAcrossRanks
     from fused_optim.norm_for_torch import norm_for_torch
+    from fused_optim.norm_plan import NormPlan
 
-    placements = _C.placements_of_params(params)
-    name = "clip_grad_norm_"
-    across_ranks = NormAcrossRanks(name, placements, None, params[0].device, norm_type)
+    placements, _ = _C.placements_of_params(params)
+    plan = NormPlan(placements, None, params[0].device, (max_norm, norm_type))
+    across_ranks = NormAcrossRanks("clip_grad_norm_", plan, norm_type)
     with across_ranks.telling():
         _, norm = norm_for_torch(across_ranks, params)
     if error_if_nonfinite and not math.isfinite(norm.item()):

@@ -8,69 +8,27 @@ ranks skip, fail, or take torch's step together, and none waits for one that has
 """
 
 import contextlib
-import hashlib
 import math
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from fused_optim.grid_of_ranks import FAILED, Row
 from fused_optim.norm_on_device import NUM_FLAGS, NormOnDevice, are_replicas
-from fused_optim.rows_of_ranks import device_for, gather_rows, groups_of
+from fused_optim.norm_plan import NormPlan
+from fused_optim.rows_of_ranks import all_gathered
+from fused_optim.told_later import ToldLater, check_none_has_failed
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
+__all__ = ["NormAcrossRanks"]
 
-__all__ = ["NormAcrossRanks", "ToldLater"]
-
-#: Numbers in a row, in which that many placements have room; more take as many again.
-_WIDTH = 64
-
-_first_ranks: "weakref.WeakKeyDictionary[DeviceMesh, dict[int, int]]" = weakref.WeakKeyDictionary()
-
-
-def _first_rank(mesh: "DeviceMesh", sharded_dims: int) -> int:
-    """The lowest of the ranks that have the parts of one replica, this one among them, which names
-    the replica; -1 where this rank is not in the mesh."""
-    coordinate = mesh.get_coordinate()
-    if coordinate is None:
-        return -1
-    known = _first_ranks.setdefault(mesh, {})
-    if sharded_dims not in known:
-        places = enumerate(coordinate)
-        index = tuple(slice(None) if sharded_dims >> i & 1 else place for i, place in places)
-        known[sharded_dims] = int(mesh.mesh[index].min())
-    return known[sharded_dims]
-
-
-class ToldLater:
-    """Which ranks have failed, on its way from a device that the host does not wait for."""
-
-    def __init__(self, ranks: Tensor, failed: Tensor) -> None:
-        self._told = torch.empty(2, len(ranks), dtype=torch.float64, pin_memory=True)
-        self._told.copy_(torch.stack([ranks, failed]), non_blocking=True)
-        make_event: Any = torch.cuda.Event
-        self._event = make_event()
-        self._event.record()
-
-    def check(self, name: str) -> None:
-        """Raises RuntimeError if a rank has failed in the step before, which the device has done by
-        now."""
-        self._event.synchronize()
-        _check_none_has_failed(name, self._told.T.tolist(), "the step before")
-
-
-def _check_none_has_failed(name: str, told: Iterable[Sequence[float]], which: str) -> None:
-    who = ", ".join(str(int(rank)) for rank, failed in told if failed != 0)
-    if who:
-        raise RuntimeError(
-            f"fused_optim.{name}: {which} met with an error on rank {who}, which names it; so no "
-            "rank that shares the norm of the gradients did it. Nothing was changed."
-        )
+_NO_REPLICAS = (
+    "ranks that share a mesh have gradients of other norms for parameters outside it, or that it "
+    "replicates, so that they are no replicas of one another: their norm needs a norm_group, or "
+    "DTensors that say how they are placed"
+)
 
 
 class NormAcrossRanks:
@@ -78,29 +36,17 @@ class NormAcrossRanks:
 
     Args:
         name (str): of the optimizer or function, for errors.
-        placements: (mesh, a bit for each of its dimensions along which tensors are sharded) of the
-            parameters, in their order.
-        group (ProcessGroup, optional): over whose ranks plain tensors are shards, and what meshes
-            give is summed up.
-        device (torch.device): where the parameters are.
+        plan: who exchanges what with whom.
         norm_type (float): above 0; infinity for the largest absolute value.
         found_inf (Tensor or float, optional): AMP's, of this rank.
-
-    Raises:
-        RuntimeError: if a rank of the parameters' meshes is not in the group.
     """
 
-    def __init__(
-        self,
-        name: str,
-        placements: "Sequence[tuple[DeviceMesh, int]]",
-        group: "ProcessGroup | None",
-        device: torch.device,
-        norm_type: float,
-        found_inf: Any = None,
-    ) -> None:
+    def __init__(self, name: str, plan: NormPlan, norm_type: float, found_inf: Any = None) -> None:
         self.name = name
-        self.group = group
+        self.plan = plan
+        self.group = plan.group
+        self.placements = plan.placements
+        self.device = plan.device
         self.norm_type = norm_type
         self.is_max = math.isinf(norm_type)
         self.found_inf = 0.0 if found_inf is None else found_inf
@@ -112,27 +58,16 @@ class NormAcrossRanks:
         self.contributions: Tensor | None = None
         self.has_overflowed: bool | Tensor = False
         self.told_later: ToldLater | None = None
-        self._different: list[tuple[DeviceMesh, int]] = []
-        #: (mesh, sharded dimensions, the number of those that are equal).
-        self.placements = tuple((*place, self._number(*place)) for place in placements)
-        self._groups = groups_of(mesh for mesh, _ in self._different)
-        groups = self._groups if group is None else [*self._groups, group]
-        #: Where sums are exchanged.
-        self.device = device_for(groups, device)
-        members = set(dist.get_process_group_ranks(groups[-1])) if groups else set()
-        if group and any(set(dist.get_process_group_ranks(g)) - members for g in groups):
-            raise RuntimeError(
-                f"fused_optim.{name}: norm_group lacks ranks of the parameters' meshes"
-            )
-        kinds = repr([(tuple(mesh.shape), dims) for mesh, dims in self._different])
-        self._plan = int(hashlib.sha256(kinds.encode()).hexdigest()[:12], 16)
+        self._count = len(plan.different)
+        #: Where in a row the sum of plain tensors is.
+        self._plain = len(plan.own)
 
-    def _number(self, mesh: "DeviceMesh", sharded_dims: int) -> int:
-        for number, (known, dims) in enumerate(self._different):
-            if dims == sharded_dims and (mesh is known or mesh == known):
-                return number
-        self._different.append((mesh, sharded_dims))
-        return len(self._different) - 1
+    def check_group(self) -> None:
+        """Raises RuntimeError if a rank of the parameters' meshes is not in the group."""
+        if self.plan.lacks_ranks:
+            raise RuntimeError(
+                f"fused_optim.{self.name}: norm_group lacks ranks of the parameters' meshes"
+            )
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
@@ -141,10 +76,14 @@ class NormAcrossRanks:
             yield
         except BaseException:
             if self.is_owed:
-                self.found_inf = 0.0  # it may be what is wrong
-                with contextlib.suppress(Exception):  # says that this rank has failed
-                    self.exchange(self.zeros(), has_failed=True)
+                self.tell_failure()
             raise
+
+    def tell_failure(self) -> None:
+        """Takes part in the exchange as a rank that has failed, and raises no error of its own."""
+        self.found_inf = 0.0  # it may be what is wrong
+        with contextlib.suppress(Exception):  # says that this rank has failed
+            self.exchange(self.zeros(), has_failed=True)
 
     def norm(self) -> Tensor:
         """Of all ranks' gradients, once the sums are exchanged: float64, no dimensions."""
@@ -156,7 +95,7 @@ class NormAcrossRanks:
 
     def zeros(self) -> Tensor:
         """The sums of a rank without gradients."""
-        return torch.zeros(1 + len(self._different), dtype=torch.float64)
+        return torch.zeros(1 + self._count, dtype=torch.float64)
 
     def exchange(
         self,
@@ -188,67 +127,79 @@ class NormAcrossRanks:
         Raises:
             RuntimeError: if a rank has failed, or if ranks have no replicas where they should.
         """
-        own = [dist.get_rank(), self._plan, *(_first_rank(*place) for place in self._different)]
-        flags = [has_failed, takes_torch, redistributed]
         if self.device.type != "cpu":
-            return self._exchange_on_device(own, sums, flags)
-        values = [*own, *sums.tolist(), float(self.found_inf), *map(float, flags)]
-        values[-NUM_FLAGS:-NUM_FLAGS] = [0.0] * (-len(values) % _WIDTH)
+            return self._exchange_on_device(sums, [has_failed, takes_torch, redistributed])
+        own = self.plan.own
+        flags = [float(self.found_inf), has_failed * (own[0] + 1.0), takes_torch, redistributed]
         self.is_owed, self.is_done = False, True
-        rows = gather_rows(torch.tensor(values, dtype=torch.float64), self._groups).tolist()
-        problem = self._problem(rows)
-        contributions = []
-        for number in range(len(self._different)) if problem is None else ():
-            contributions += self._of_replicas(self._parts(rows, number))
-        if self.group is None:
-            told = [(row[0], *row[-NUM_FLAGS:]) for row in rows]
-            if problem is None:
-                contributions += self._of_replicas([(row[0], row[self._plain]) for row in rows])
-        else:
-            contributions, told = self._over_group(rows, float(sums[0]), contributions, problem)
+        rows, problem = self.plan.grid.gather([*own, *sums.tolist()], flags)
+        told = [row[-NUM_FLAGS:] for row in rows]
+        contributions: list[float] = []
+        has_met = problem is not None or any([flags[FAILED] for flags in told])
+        if not has_met:
+            contributions, problem = self._contributions(rows)
+        if self.group is not None and not (has_met and self._know_all(rows)):
+            contributions, told, other = self._over_group(rows, sums, contributions, problem)
+            problem = problem or other
         if problem is not None:
             raise RuntimeError(f"fused_optim.{self.name}: {problem}. Nothing was changed.")
-        _check_none_has_failed(self.name, [(row[0], row[2]) for row in told], "this step")
+        failed = [flags[FAILED] - 1 for flags in told if flags[FAILED] != 0]
+        check_none_has_failed(self.name, failed, "this step")
         self.contributions = torch.tensor(contributions, dtype=torch.float64)
-        self.has_overflowed = any(row[1] != 0 for row in told)
-        self.is_owed = any(row[3] for row in told) and not is_last
+        self.has_overflowed = any([flags[0] != 0 for flags in told])
+        self.is_owed = any([flags[2] for flags in told]) and not is_last
         if self.is_owed and not takes_torch:
             return None
         return self.contributions, self.has_overflowed
 
-    @property
-    def _plain(self) -> int:
-        """Where in a row the sum of plain tensors is."""
-        return 2 + len(self._different)
-
-    def _parts(self, rows: list[list[float]], number: int) -> list[tuple[float, float]]:
+    def _parts(self, rows: list[Row], number: int) -> list[tuple[float, float]]:
         """(the name of the replica, this rank's sum for it) of the ranks that have a placement."""
         parts = ((row[2 + number], row[self._plain + 1 + number]) for row in rows)
         return [(name, value) for name, value in parts if name >= 0]
 
+    def _contributions(self, rows: list[Row]) -> tuple[list[float], str | None]:
+        """What tensors that are placed alike have together, plain ones, too, unless a group has
+        them; and what the ranks' gradients should have alike and don't."""
+        if len({row[-1] for row in rows}) > 1:
+            return [], "the ranks' gradients are placed differently"
+        parts = [self._of_replicas(self._parts(rows, i)) for i in range(self._count)]
+        if self.group is None:
+            parts.append(self._of_replicas([(row[0], row[self._plain]) for row in rows]))
+            # Zero where a replica has no gradients.
+            if any([len(part) > 1 and part[1] > 0 for part in parts]):
+                return [], _NO_REPLICAS
+        return [value for part in parts for value in part], None
+
+    def _know_all(self, rows: list[Row]) -> bool:
+        """Whether all ranks of the group have these rows: then none of them waits for more."""
+        return len(self.plan.grid.groups) == 1 and self.plan.members == {row[0] for row in rows}
+
     def _over_group(
-        self,
-        rows: list[list[float]],
-        plain: float,
-        contributions: list[float],
-        problem: str | None,
-    ) -> tuple[list[float], list[tuple[float, ...]]]:
-        """What several ranks have together is given by the first of them."""
-        shared = contributions if rows[0][0] == dist.get_rank() else []
+        self, rows: list[Row], sums: Tensor, contributions: list[float], problem: str | None
+    ) -> tuple[list[float], list[Row], str | None]:
+        """What each rank of the group gives to the norm, its flags, and what they should have alike
+        and don't. What several ranks have together is given by the first of them."""
+        this = float(dist.get_rank())
+        shared = contributions if rows[0][0] == this else []
         status = [_largest(flag) for flag in zip(*(row[-NUM_FLAGS:] for row in rows), strict=True)]
-        status[1] = max(status[1], float(problem is not None))
-        given = [dist.get_rank(), self._combined([plain, *shared]), *status]
+        if problem is not None:
+            status[FAILED] = this + 1
+        given = [this, self.plan.asked, self._combined([float(sums[0]), *shared]), *status]
         assert self.group is not None
-        over = gather_rows(torch.tensor(given, dtype=torch.float64), [self.group]).tolist()
-        return [row[1] for row in over], [(row[0], *row[2:]) for row in over]
+        over = all_gathered(torch.tensor([given], dtype=torch.float64), self.group).tolist()
+        over.sort()
+        other = None
+        if len({row[1] for row in over}) > 1:
+            other = "ranks of norm_group have another max_grad_norm or skip_nonfinite"
+        return [row[2] for row in over], [row[-NUM_FLAGS:] for row in over], other
 
     def _exchange_on_device(
-        self, own: list[int], sums: Tensor, flags: Sequence[float]
+        self, sums: Tensor, flags: Sequence[float]
     ) -> tuple[Tensor, bool | Tensor]:
-        on_device = NormOnDevice(self.device, len(self._different), self.is_max)
-        row = on_device.row(own, sums, self.found_inf, flags, _WIDTH)
+        on_device = NormOnDevice(self.device, self._count, self.is_max)
+        row = on_device.row(self.plan.own, sums, self.found_inf, flags)
         self.is_owed, self.is_done = False, True
-        contributions, ranks, status = on_device.conclude(row, self._groups, self.group)
+        contributions, ranks, status = on_device.conclude(row, self.plan.grid.groups, self.group)
         self.contributions = contributions
         self.has_overflowed = ((status[:, 0] != 0) | (status[:, 1] != 0)).any().float()[None]
         if not torch.cuda.is_current_stream_capturing():
@@ -272,26 +223,6 @@ class NormAcrossRanks:
             if not kept or not are_replicas(kept[-1], value):
                 kept.append(value)
         return kept
-
-    def _problem(self, rows: list[list[float]]) -> str | None:
-        """What ranks should have alike and don't."""
-        if len({(len(row), row[1]) for row in rows}) > 1:
-            return "ranks that share a mesh have parameters that are placed differently"
-        if any(row[-NUM_FLAGS + 1] for row in rows):
-            return None  # a rank that has failed gives zeros
-        if len({row[-1] for row in rows}) > 1:
-            return "the ranks' gradients are placed differently"
-        if self.group is not None:
-            return None
-        parts = [self._parts(rows, number) for number in range(len(self._different))]
-        parts.append([(row[0], row[self._plain]) for row in rows])
-        if any(sum(value > 0 for value in self._of_replicas(part)) > 1 for part in parts):
-            return (
-                "ranks that share a mesh have gradients of other norms for parameters outside it, "
-                "or that it replicates, so that they are no replicas of one another: their norm "
-                "needs a norm_group, or DTensors that say how they are placed"
-            )
-        return None
 
 
 def _largest(values: Iterable[float]) -> float:

@@ -15,11 +15,14 @@ from fused_optim.rows_of_ranks import gather_rows
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["NUM_FLAGS", "NormOnDevice", "are_replicas"]
+__all__ = ["NUM_FLAGS", "ROW_WIDTH", "NormOnDevice", "are_replicas"]
 
 #: Sums that differ by more are of different tensors. Reductions give all ranks the same bits; what
 #: remains is arithmetic in another order. Independent tensors of a billion elements differ by more.
 _REPLICAS_DIFFER = 1e-5
+
+#: Numbers in a row, in which that many placements have room; more take as many again.
+ROW_WIDTH = 64
 
 #: At the end of a row: overflow, failed, takes torch's step, redistributes gradients.
 NUM_FLAGS = 4
@@ -51,12 +54,11 @@ class NormOnDevice:
         sums: Tensor,
         found_inf: Any,
         flags: Sequence[float],
-        width: int,
     ) -> Tensor:
-        """This rank's, of a multiple of this width."""
+        """This rank's, of a multiple of ROW_WIDTH."""
         overflow = torch.as_tensor(found_inf).to(self.device, torch.float64).reshape(1)
         parts = [self._numbers(own), sums.to(self.device)]
-        room = -(len(own) + sums.numel() + NUM_FLAGS) % width
+        room = -(len(own) + sums.numel() + NUM_FLAGS) % ROW_WIDTH
         return torch.cat(
             [*parts, sums.new_zeros(room).to(self.device), overflow, self._numbers(flags)]
         )

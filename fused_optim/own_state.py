@@ -6,9 +6,14 @@ from fused_optim import _C
 from fused_optim.step_options import STEP_OPTIONS
 
 if TYPE_CHECKING:
-    from fused_optim.norm_across_ranks import ToldLater
+    from fused_optim.norm_plan import NormPlan
+    from fused_optim.told_later import ToldLater
 
-__all__ = ["OwnState", "OwnStateOf"]
+__all__ = ["BEGUN", "NOT_STEPPING", "PAST_TELLING", "OwnState", "OwnStateOf"]
+
+#: How far a step is. Begun, hooks run around what is happening, and other ranks may wait for this
+#: one's part of a norm; past that, they have it or know that they never will.
+NOT_STEPPING, BEGUN, PAST_TELLING = range(3)
 
 #: Options, and what steps find.
 _SAVED = (
@@ -44,8 +49,8 @@ class OwnState:
         self.has_options = False
         #: Between parameters and averages.
         self.exchange = _C.Exchange()
-        #: Whether hooks are run around what is happening: a step within the step has none.
-        self.is_in_step = False
+        #: How far the step is that is under way: a step within the step has no hooks of its own.
+        self.stage = NOT_STEPPING
         #: Why the last step was torch's own; None if it ran on the kernels.
         self.fallback_reason: str | None = None
         self.has_warned = False
@@ -56,6 +61,8 @@ class OwnState:
         self.sharded_by: str | None = None
         #: The process group that ``norm_group`` names.
         self.norm_group: Any = None
+        #: Who exchanged what with whom for the norm of the last step.
+        self.norm_plan: NormPlan | None = None
         #: Which ranks have failed in the last step, where a device knows and the host does not yet.
         self.told_later: ToldLater | None = None
         #: What was assigned to ``_step_supports_amp_scaling``, None for nothing.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["device_for", "gather_rows", "groups_of"]
+__all__ = ["all_gathered", "device_for", "gather_rows", "groups_of"]
 
 #: By its name since torch 2.13, or before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -45,6 +45,13 @@ def device_for(groups: "Sequence[ProcessGroup]", device: torch.device) -> torch.
     return torch.device(kind, torch.accelerator.current_device_index())
 
 
+def all_gathered(rows: Tensor, group: "ProcessGroup") -> Tensor:
+    """The rows of all of the group's ranks, as many of each."""
+    gathered = rows.new_empty(group.size() * len(rows), rows.shape[1])
+    _all_gather(gathered, rows, group=group)
+    return gathered
+
+
 def gather_rows(row: Tensor, groups: "Iterable[ProcessGroup]") -> Tensor:
     """The rows of all ranks, in the order of their first number, the rank.
 
@@ -57,9 +64,7 @@ def gather_rows(row: Tensor, groups: "Iterable[ProcessGroup]") -> Tensor:
     """
     rows = row[None]
     for group in groups:
-        gathered = rows.new_empty(group.size() * len(rows), rows.shape[1])
-        _all_gather(gathered, rows, group=group)
-        rows = gathered
+        rows = all_gathered(rows, group)
     rows = rows[rows[:, 0].argsort(stable=True)]
     is_first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     is_first[1:] = rows[1:, 0] != rows[:-1, 0]

@@ -6,24 +6,32 @@ is not finite, or zeroing some of a model's gradients would do something else on
 nobody would be told.
 """
 
+import contextlib
 import gc
 import math
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fused_optim import _C
+from fused_optim.sharding import is_dtensor
 
 if TYPE_CHECKING:
     from fused_optim.norm_across_ranks import NormAcrossRanks
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["constructed_by", "norm_across_ranks", "owned_by", "refuse_for_a_shard"]
+__all__ = [
+    "constructed_by",
+    "norm_across_ranks",
+    "owned_by",
+    "refuse_for_a_shard",
+    "tell_failure",
+]
 
-_DTENSOR = "torch.distributed.tensor"
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
 _ZERO_CLASS = "ZeroRedundancyOptimizer"
 _FSDP1 = "torch.distributed.fsdp._flat_param"
@@ -84,27 +92,66 @@ def norm_across_ranks(optimizer: "FusedOptimizer") -> "NormAcrossRanks | None":
     Raises:
         RuntimeError: if parameters are one rank's plain shards, and nothing says whose others are.
     """
-    group = optimizer._fused.norm_group
-    if group is None:
-        _check_norm_is_whole(optimizer)
+    if optimizer._fused.norm_group is None:
+        refuse_for_a_shard(optimizer, "max_grad_norm or skip_nonfinite", needs_norm=True)
     params = [p for own in optimizer.param_groups for p in own["params"]]
-    placements = _C.placements_of_params(params) if _DTENSOR in sys.modules else []
+    placements, has_plain = _C.placements_of_params(params)
+    if has_plain and optimizer._fused.norm_group is None:
+        _check_no_part_of_fsdp1(optimizer)
+    across_ranks = _made(optimizer, params, placements)
+    if across_ranks is not None:
+        across_ranks.check_group()
+    return across_ranks
+
+
+def tell_failure(optimizer: "FusedOptimizer") -> None:
+    """Tells the ranks that wait for this one's part of a norm that its step has failed.
+
+    Whatever it was that failed, also where it was the making of that norm, and nothing else is
+    raised for it.
+    """
+    if not optimizer._fused.options.needs_norm:
+        return
+    with contextlib.suppress(Exception):
+        params = [p for own in optimizer.param_groups for p in own["params"]]
+        across_ranks = _made(optimizer, params, _readable_placements(params))
+        if across_ranks is not None:
+            across_ranks.tell_failure()
+
+
+def _readable_placements(params: list[Tensor]) -> list[Any]:
+    """Of parameters that may be placed in a way that has no norm, at least their meshes."""
+    try:
+        return _C.placements_of_params(params)[0]
+    except Exception:
+        sharded: list[Any] = [p for p in params if is_dtensor(p)]
+        return [(p._spec.mesh, 0) for p in sharded]
+
+
+def _made(
+    optimizer: "FusedOptimizer", params: list[Tensor], placements: list[Any]
+) -> "NormAcrossRanks | None":
+    options, group = optimizer._fused.options, optimizer._fused.norm_group
     if not placements and (group is None or group.size() == 1):
         return None
-    if any(p.is_meta for p in params):  # where there is no norm
+    if _C.has_meta(params):  # where there is no norm
         return None
     from fused_optim.norm_across_ranks import NormAcrossRanks
+    from fused_optim.norm_plan import NormPlan
 
     device = params[0].device if params else torch.device("cpu")
-    norm_type = math.inf if optimizer._fused.options.max_grad_norm is None else 2.0
+    asked = (options.max_grad_norm, options.skip_nonfinite)
+    plan = optimizer._fused.norm_plan
+    if plan is None or plan.key != NormPlan.key_of(placements, group, device, asked):
+        plan = optimizer._fused.norm_plan = NormPlan(placements, group, device, asked)
+    norm_type = math.inf if options.max_grad_norm is None else 2.0
     found_inf = getattr(optimizer, "found_inf", None)
-    return NormAcrossRanks(optimizer._name, placements, group, device, norm_type, found_inf)
+    return NormAcrossRanks(optimizer._name, plan, norm_type, found_inf)
 
 
-def _check_norm_is_whole(optimizer: "FusedOptimizer") -> None:
-    """Raises RuntimeError if a parameter is one rank's part of an FSDP1 parameter, or the optimizer
-    one rank's share."""
-    refuse_for_a_shard(optimizer, "max_grad_norm or skip_nonfinite", needs_norm=True)
+def _check_no_part_of_fsdp1(optimizer: "FusedOptimizer") -> None:
+    """Raises RuntimeError if a parameter is one rank's part of an FSDP1 parameter, which is a plain
+    tensor."""
     if _FSDP1 not in sys.modules or not torch.distributed.is_initialized():
         return
     if torch.distributed.get_world_size() == 1:

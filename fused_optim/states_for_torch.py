@@ -16,6 +16,7 @@ from fused_optim.state_dtype import (
     names_like_param,
     wanted_dtype,
 )
+from fused_optim.torch_checks import places_of_params
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -99,7 +100,7 @@ class StatesForTorch:
 def _find_states(optimizer: "FusedOptimizer") -> list[_State]:
     names = names_like_param(optimizer._rule)
     found: list[_State] = []
-    for place, group, param in _params_with_grad(optimizer):
+    for place, group, param in _places_of_stepped(optimizer):
         states = optimizer.state.get(param)
         for name in names:
             wanted = _dtype_for_torch(place, optimizer, group, param, name)
@@ -127,14 +128,13 @@ def _has_convertible(param: Tensor, state: Any) -> bool:
     return bool(state.is_floating_point() or state.is_complex())
 
 
-def _params_with_grad(
+def _places_of_stepped(
     optimizer: "FusedOptimizer",
 ) -> Iterable[tuple[str, dict[str, Any], Tensor]]:
-    for number, group in enumerate(optimizer.param_groups):
-        for index, param in enumerate(group["params"]):
-            if param.grad is not None:
-                place = f"fused_optim.{optimizer._name}: group {number}, parameter {index}: "
-                yield place, group, param
+    """Each parameter that has a gradient, with its place as errors begin and its group."""
+    for place, group, param in places_of_params(optimizer):
+        if param.grad is not None:
+            yield place.text(), group, param
 
 
 def _dtype_for_torch(
@@ -161,7 +161,7 @@ def _dtype_for_torch(
 
 
 def _convert_new_states(optimizer: "FusedOptimizer") -> None:
-    for place, group, param in _params_with_grad(optimizer):
+    for place, group, param in _places_of_stepped(optimizer):
         states = optimizer.state.get(param, {})
         for name in names_like_param(optimizer._rule):
             wanted = _dtype_for_torch(place, optimizer, group, param, name)

@@ -17,6 +17,8 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torchs_module
 
 from fused_optim import _C
+from fused_optim.own_state import BEGUN, PAST_TELLING
+from fused_optim.shards import tell_failure
 from fused_optim.torch_class import unhooked
 
 if TYPE_CHECKING:
@@ -46,12 +48,15 @@ def _is_observed() -> bool:
 def with_hooks(bare: StepT) -> StepT:
     """The step with its hooks and its range, marked so that torch's constructors leave it alone.
 
-    Where a class's step calls that of the class above, hooks run around the outer one alone.
+    Where a class's step calls that of the class above, hooks run around the outer one alone. What
+    raises in it before a norm is exchanged, a hook or a subclass's step, is told to the other ranks
+    that wait for this one's part.
 
     Args:
         bare: the step of a fused optimizer's class, or of a user's subclass of it.
     """
     torchs = Optimizer.profile_hook_step(bare)
+    torchs_watched = Optimizer.profile_hook_step(_noting_its_end(bare))
 
     @functools.wraps(bare)
     def step(self: "FusedOptimizer", /, *args: Any, **kwargs: Any) -> Any:
@@ -60,27 +65,44 @@ def with_hooks(bare: StepT) -> StepT:
             return torchs(self, *args, **kwargs) if is_outer else bare(self, *args, **kwargs)
         own = self._fused
         # The outermost is never inside: a closure that steps again makes a step of its own.
-        if own.is_in_step and type(self).step is not step:
+        if own.stage and type(self).step is not step:
             return bare(self, *args, **kwargs)
-        was_in_step, own.is_in_step = own.is_in_step, True
+        stage_around, own.stage = own.stage, BEGUN
         try:
             if (
                 self._optimizer_step_pre_hooks
                 or torchs_module._global_optimizer_pre_hooks
                 or _is_observed()
             ):
-                return torchs(self, *args, **kwargs)
+                return torchs_watched(self, *args, **kwargs)
             result = bare(self, *args, **kwargs)
             self._optimizer_step_code()
             # Asked only now: the closure may have brought some.
             if self._optimizer_step_post_hooks or torchs_module._global_optimizer_post_hooks:
+                own.stage = PAST_TELLING
                 _run_post_hooks(self, (self, *args), kwargs)
             return result
+        except BaseException:
+            if own.stage == BEGUN:
+                tell_failure(self)
+            raise
         finally:
-            own.is_in_step = was_in_step
+            own.stage = stage_around
 
     step.hooked = True  # type: ignore[attr-defined]
     return cast(StepT, step)
+
+
+def _noting_its_end(bare: Callable[..., Any]) -> Callable[..., Any]:
+    """The same step; what follows it is no failure of the step."""
+
+    @functools.wraps(bare)
+    def step(self: "FusedOptimizer", /, *args: Any, **kwargs: Any) -> Any:
+        result = bare(self, *args, **kwargs)
+        self._fused.stage = PAST_TELLING
+        return result
+
+    return step
 
 
 def _run_post_hooks(

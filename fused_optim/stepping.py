@@ -7,6 +7,7 @@ import torch
 
 from fused_optim import _C
 from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
+from fused_optim.own_state import PAST_TELLING
 from fused_optim.shards import norm_across_ranks
 from fused_optim.torch_class import check_graph_capture
 from fused_optim.torch_step import torch_step
@@ -36,6 +37,7 @@ def step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -> Any:
             _step(optimizer, None)
         return loss
     with across_ranks.telling():
+        fused.stage = PAST_TELLING
         loss = _loss_of(closure)
         told, fused.told_later = fused.told_later, None
         if told is not None:

@@ -69,7 +69,8 @@ def check_for_torch(optimizer: "FusedOptimizer") -> None:
 
 
 def rehearse_for_torch(optimizer: "FusedOptimizer", reset_flags: tuple[str, ...]) -> None:
-    """Asks torch whether its step takes gradients and states of these dtypes and layouts.
+    """Asks torch whether its step takes gradients and states of these dtypes and layouts, and what
+    the groups say.
 
     Args:
         optimizer: whose step is about to be done.
@@ -80,15 +81,18 @@ def rehearse_for_torch(optimizer: "FusedOptimizer", reset_flags: tuple[str, ...]
     """
     if optimizer._prepares_groups or "_init_group" in vars(optimizer):
         return  # it would call the user's code
+    # Those that are off, too: torch takes some values that are no numbers for on.
+    states = {name: is_scalar for name, _, is_scalar in _C.states(optimizer._rule)}
     rehearsed: set[tuple[object, ...]] = set()
     for place, group, param in places_of_params(optimizer):
         if param.grad is None:
             continue
-        states = _states_of(optimizer, group)
         state = optimizer.state.get(param) or {}
         known = {name: value for name, value in state.items() if name in states}
         kind = (place.group, *_kind_of(param, known))
-        if kind not in rehearsed and _is_unusual(param, known, states, group):
+        if kind in rehearsed:
+            continue
+        if _is_unusual(param, known, states, group) or _has_unusual_values(optimizer, group):
             rehearsed.add(kind)
             _rehearse(place, optimizer, group, param, known, reset_flags)
 
@@ -248,6 +252,25 @@ def _is_unusual(
     like_param = {name: value for name, value in state.items() if not states[name]}
     return any(
         x.layout != torch.strided or x.dtype != param.dtype for x in _operands(param, like_param)
+    )
+
+
+def _has_unusual_values(optimizer: "FusedOptimizer", group: dict[str, Any]) -> bool:
+    """Whether the group says other things than numbers where the constructor takes them."""
+    return not all(
+        _is_usual(group.get(name), default) for name, default in optimizer.defaults.items()
+    )
+
+
+def _is_usual(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        alike = isinstance(value, (tuple, list)) and len(value) == len(default)
+        return alike and all(map(_is_usual, value, default))
+    if default is None or isinstance(default, bool):
+        return value is None or isinstance(value, bool)
+    # Of other tensors than plain ones nobody knows beside what they can be.
+    return isinstance(value, (int, float)) or (
+        isinstance(value, Tensor) and type(value) not in _PLAIN
     )
 
 

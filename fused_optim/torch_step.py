@@ -29,7 +29,7 @@ __all__ = ["torch_step"]
 def torch_step(
     optimizer: "FusedOptimizer",
     default_implementation: bool,
-    across_ranks: "NormAcrossRanks | None" = None,
+    across_ranks: "NormAcrossRanks | None",
 ) -> None:
     """Steps with the torch class's implementation.
 

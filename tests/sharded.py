@@ -52,6 +52,14 @@ def local(tensor):
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def model_with_gradients():
+    """A plain model, with the same values on every rank."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
+    model(torch.ones(3, 4)).sum().backward()
+    return model
+
+
 def snapshot(optimizer):
     """This rank's parts of parameters and states, and the names of those."""
     params = [p for group in optimizer.param_groups for p in group["params"]]

@@ -72,11 +72,11 @@ def test_everything_runs_in_order_of_importance(tmp_path):
     in_turn = [name for name in names if name not in sanitizers]
     assert in_turn == [
         "gpu", "build", "info", "tests-cuda", "benchmark", "benchmark-half", "benchmark-large",
-        "benchmark-fewer-bytes", "on-device-1", "on-device-2", "on-device-3", "tests-cpu",
+        "benchmark-fewer-bytes", "benchmark-sharded", "on-device-1", "on-device-2", "on-device-3",
+        "tests-cpu",
     ]  # fmt: skip
     assert (
-        set(names[names.index("benchmark-fewer-bytes") + 1 : names.index("on-device-1")])
-        == sanitizers
+        set(names[names.index("benchmark-sharded") + 1 : names.index("on-device-1")]) == sanitizers
     )
     assert sorted(path.name for path in run.folder.glob("[!.]*")) == [
         "results.tar.gz", "summary.txt",
@@ -93,6 +93,13 @@ def test_every_file_of_the_gpus_tests_is_run_once(tmp_path):
     assert all("--junitxml=" in line for line in called)
     (alone,) = (line for line in called if "--ignore-glob *_on_device.py" in line)
     assert " tests/cuda " in alone and " -n " not in alone
+
+
+def test_sharded_steps_are_measured_on_the_gpu(tmp_path):
+    run = Run(tmp_path, "")
+    (called,) = (line.split() for _, line in run.calls if "--sharded" in line)
+    assert called[:4] == ["-m", "benchmarks", "--device", "cuda"]
+    assert called[called.index("--output") + 1].endswith("/benchmark-sharded")
 
 
 def test_expecttest_is_stood_in_for_where_it_is_lacking(tmp_path):

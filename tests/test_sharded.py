@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from twins import FUSED, TORCH, all_options
 
 import fused_optim
+from fused_optim import grid_of_ranks
 
 pytestmark = pytest.mark.process
 OPTIONS = {"max_grad_norm": 0.5, "skip_nonfinite": True, "zero_grads": True, "ema_decay": 0.9}
@@ -282,23 +283,53 @@ def replaced_while_ranks_exchange():
     set_grads(params)
     kept = params[0]._local_tensor
     before = kept.clone()
-    all_gather = fused_optim.norm_across_ranks.gather_rows
+    all_gather = grid_of_ranks.all_gathered
 
     def replacing(*arguments):
         params[0]._local_tensor = torch.zeros_like(kept)
         return all_gather(*arguments)
 
-    fused_optim.norm_across_ranks.gather_rows = replacing
+    grid_of_ranks.all_gathered = replacing
     try:
         with pytest.raises(RuntimeError, match="another local tensor"):
             ours.step()
     finally:
-        fused_optim.norm_across_ranks.gather_rows = all_gather
+        grid_of_ranks.all_gathered = all_gather
     assert torch.equal(kept, before)
 
 
 def test_a_part_that_is_replaced_meanwhile(two):
     two.run(replaced_while_ranks_exchange)
+
+
+def other_memory_while_ranks_exchange():
+    """Nothing holds what a tensor had, and nothing is written there or to what it has now."""
+    params, _ = make(line(), [(6, 2)])
+    ours = fused_optim.AdamW(params, lr=0.1, max_grad_norm=1.0)
+    set_grads(params)
+    ours.step()
+    state = ours.state[params[0]]["exp_avg"]
+    all_gather = grid_of_ranks.all_gathered
+    for owner in (params[0], params[0].grad, state):
+        replaced = owner._local_tensor
+
+        def replacing(*arguments, replaced=replaced):
+            replaced.data = torch.zeros_like(replaced)
+            return all_gather(*arguments)
+
+        before = ours.state[params[0]]["step"].item()
+        grid_of_ranks.all_gathered = replacing
+        try:
+            with pytest.raises(RuntimeError, match="got other memory"):
+                ours.step()
+        finally:
+            grid_of_ranks.all_gathered = all_gather
+        assert torch.equal(replaced.detach(), torch.zeros(3, 2))
+        assert ours.state[params[0]]["step"].item() == before
+
+
+def test_memory_that_is_replaced_meanwhile(two):
+    two.run(other_memory_while_ranks_exchange)
 
 
 def scaled_steps():

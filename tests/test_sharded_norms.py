@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import Ranks
-from sharded import assert_same, line, make, placed, set_grads, snapshot
+from sharded import assert_same, line, make, model_with_gradients, placed, set_grads, snapshot
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -366,13 +366,6 @@ def plain_shards_over_a_group():
 
 def test_plain_shards_over_a_group(two):
     two.run(plain_shards_over_a_group)
-
-
-def model_with_gradients():
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
-    model(torch.ones(3, 4)).sum().backward()
-    return model
 
 
 def zero_redundancy():

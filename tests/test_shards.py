@@ -1,42 +1,24 @@
 """Optimizers that hold a rank's share of the parameters refuse to clip or skip by its norm."""
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import Ranks
+from sharded import model_with_gradients
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import fused_optim
 
-WORLD = 2
 NEEDS_NORM = [{"max_grad_norm": 1.0}, {"skip_nonfinite": True}]
 NEEDS_ALL_GRADIENTS = [*NEEDS_NORM, {"zero_grads": True}]
 
 
-def in_processes(check, tmp_path):
-    mp.spawn(_with_group, (check, f"file://{tmp_path}/store"), nprocs=WORLD)
-
-
-def _with_group(rank, check, store):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD)
-    try:
-        check()
-        dist.barrier()  # neither goes while the other still speaks to it
-    finally:
-        dist.destroy_process_group()
-    # Without torch's teardown, in which FSDP's threads can end the process with an abort.
-    os._exit(0)
-
-
-def model_with_gradients():
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
-    model(torch.ones(3, 4)).sum().backward()
-    return model
+@pytest.fixture(scope="module")
+def two():
+    ranks = Ranks(2)
+    yield ranks
+    ranks.stop()
 
 
 def check_zero():
@@ -93,8 +75,8 @@ def check_fsdp1():
 
 
 @pytest.mark.parametrize("check", [check_zero, check_fsdp1], ids=lambda check: check.__name__)
-def test_a_shares_norm_is_refused(check, tmp_path):
-    in_processes(check, tmp_path)
+def test_a_shares_norm_is_refused(two, check):
+    two.run(check)
 
 
 def test_one_rank_has_all(tmp_path):

@@ -181,6 +181,30 @@ def test_gradients_that_torch_broadcasts():
     assert torch.equal(params[2].detach(), before - 0.5)
 
 
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_a_value_of_the_last_group_that_is_no_number(case):
+    optimizer, _ = on_torchs_path(*case)
+    group = optimizer.param_groups[1]
+    for name, default in optimizer.defaults.items():
+        if default is None or isinstance(default, bool):
+            continue
+        good, before = group[name], snapshot(optimizer)
+        for bad in ("none", None, ("a", "b"), (0.5,)):
+            group[name] = bad
+            if raises(optimizer):
+                assert_unchanged(optimizer, before)
+            group[name], before = good, snapshot(optimizer)
+
+
+def raises(optimizer):
+    """Some values a rule does not look at, as momentum's dampening without momentum."""
+    try:
+        optimizer.step()
+    except Exception:
+        return True
+    return False
+
+
 def test_capturable_where_it_is_not_supported():
     params = [Parameter(torch.ones(4, 6)[:, 1:4])]
     optimizer = fused_optim.Adam(params, capturable=True)

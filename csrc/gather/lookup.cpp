@@ -99,11 +99,20 @@ void find_local_grads(std::vector<FoundParam>& found, Sharded& sharded) {
     Py_DECREF(param.grad_object);
     sharded.prefetch(param.grad_object);
   }
+  for (const FoundParam& param : found)
+    if (param.grad_object != nullptr) sharded.prefetch_local(param.grad_object);
   for (FoundParam& param : found)
     if (param.grad_object != nullptr && sharded.is_dtensor(param.grad_object)) {
       param.grad = &unpack(sharded.local_of(param.grad_object));
       prefetch(param.grad->unsafeGetTensorImpl());
     }
+}
+
+/// Of states that are DTensors the objects of their local tensors.
+void prefetch_local_states(const std::vector<FoundParam>& found, const Lookup& lookup) {
+  for (const FoundParam& param : found)
+    for (int row = 0; row < lookup.num_rows; ++row)
+      if (param.values[row] != nullptr) lookup.sharded.prefetch_local(param.values[row]);
 }
 
 void prefetch_storage(const c10::TensorImpl& tensor) {
@@ -155,6 +164,7 @@ void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first,
   const c10::TensorImpl* owners[kBatch];
   const at::Tensor* tensors[kBatch];
   for (Py_ssize_t i = 0; i < count; ++i) lookup.sharded.prefetch(params[i]);
+  for (Py_ssize_t i = 0; i < count; ++i) lookup.sharded.prefetch_local(params[i]);
   for (Py_ssize_t i = 0; i < count; ++i) {
     tensors[i] = &tensor_of(params[i], lookup.sharded);
     owners[i] = unpack(params[i]).unsafeGetTensorImpl();
@@ -187,6 +197,7 @@ void find_batch(const Lookup& lookup, PyObject* const* params, Py_ssize_t first,
   }
   if (has_sharded) find_local_grads(found, lookup.sharded);
   for (FoundParam& param : found) find_values(lookup, param);
+  if (has_sharded) prefetch_local_states(found, lookup);
   std::erase_if(found, [&](const FoundParam& param) {
     return param.grad == nullptr && param.values[lookup.rows.average()] == nullptr;
   });

@@ -224,15 +224,23 @@ bool Sharded::is_shard(PyObject* placement) const {
   return Py_TYPE(placement) == shard_ || Py_TYPE(placement) == strided_shard_;
 }
 
-void Sharded::check_is_placed(PyObject* spec) {
-  if (spec == last_placed_) return;
+const Sharded::Placed& Sharded::placed(PyObject* spec) {
+  if (spec == last_placed_.spec) return last_placed_;
   PyObject* placements = placements_of(spec);
+  Placed found{spec};
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(placements); ++i) {
     PyObject* placement = PyTuple_GET_ITEM(placements, i);
-    if (!is_shard(placement) && Py_TYPE(placement) != replicate_)
-      throw NotFused(std::string("a parameter is placed as ") + Py_TYPE(placement)->tp_name);
+    if (is_shard(placement))
+      found.sharded_dims |= 1u << i;
+    else if (Py_TYPE(placement) != replicate_)
+      found.other = Py_TYPE(placement);
   }
-  last_placed_ = spec;
+  return last_placed_ = found;
+}
+
+void Sharded::check_is_placed(PyObject* spec) {
+  if (const PyTypeObject* other = placed(spec).other)
+    throw NotFused(std::string("a parameter is placed as ") + other->tp_name);
 }
 
 bool Sharded::are_equal(PyObject* placement, PyObject* other) const {
@@ -259,21 +267,12 @@ bool Sharded::are_placed_alike(PyObject* spec, PyObject* other) {
 }
 
 uint32_t Sharded::sharded_dims(PyObject* spec) {
-  if (last_dims_.first == spec) return last_dims_.second;
-  PyObject* placements = placements_of(spec);
-  uint32_t dims = 0;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(placements); ++i) {
-    PyObject* placement = PyTuple_GET_ITEM(placements, i);
-    if (is_shard(placement))
-      dims |= 1u << i;
-    else if (Py_TYPE(placement) != replicate_)
-      throw std::runtime_error(
-          "fused_optim: a norm over several ranks needs parameters that are sharded or replicated, "
-          "and one is placed as " +
-          placement_text(spec) + ". Nothing was changed.");
-  }
-  last_dims_ = {spec, dims};
-  return dims;
+  const Placed& found = placed(spec);
+  if (found.other == nullptr) return found.sharded_dims;
+  throw std::runtime_error(
+      "fused_optim: a norm over several ranks needs parameters that are sharded or replicated, "
+      "and one is placed as " +
+      placement_text(spec) + ". Nothing was changed.");
 }
 
 PyObject* mesh_of(PyObject* spec) {
@@ -298,9 +297,13 @@ THPObjectPtr placements_of_params(PyObject* params) {
   THPObjectPtr found(PyList_New(0));
   if (!found) throw PythonError();
   std::vector<std::pair<PyObject*, uint32_t>> seen;
+  bool has_others = false;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
     PyObject* param = PyList_GET_ITEM(params, i);
-    if (is_plain_type(param) || !sharded.derives_from_dtensor(param)) continue;
+    if (is_plain_type(param) || !sharded.derives_from_dtensor(param)) {
+      has_others = true;
+      continue;
+    }
     PyObject* spec = sharded.spec_of(param);
     const std::pair place(mesh_of(spec), sharded.sharded_dims(spec));
     if (std::find(seen.rbegin(), seen.rend(), place) != seen.rend()) continue;
@@ -308,7 +311,9 @@ THPObjectPtr placements_of_params(PyObject* params) {
     THPObjectPtr item(Py_BuildValue("(OI)", place.first, place.second));
     if (!item || PyList_Append(found, item) < 0) throw PythonError();
   }
-  return found;
+  THPObjectPtr answer(Py_BuildValue("(OO)", found.get(), has_others ? Py_True : Py_False));
+  if (!answer) throw PythonError();
+  return answer;
 }
 
 void initialize_sharded() {

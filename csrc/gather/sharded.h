@@ -58,6 +58,13 @@ class Sharded {
       __builtin_prefetch(reinterpret_cast<const char*>(dtensor) + spec_offset_);
   }
 
+  /// Likewise for the object of its local tensor. The DTensor's own memory is read for it.
+  void prefetch_local(PyObject* dtensor) const {
+    if (local_tensor_offset_ == 0 || Py_TYPE(dtensor) != dtensor_) return;
+    const char* slot = reinterpret_cast<const char*>(dtensor) + local_tensor_offset_;
+    __builtin_prefetch(*reinterpret_cast<PyObject* const*>(slot));
+  }
+
   /// This rank's part, borrowed. Throws NotFused where that is no plain tensor.
   PyObject* local_of(PyObject* dtensor) const;
 
@@ -78,7 +85,15 @@ class Sharded {
   int64_t first_index(PyObject* spec) { return known_.first_index(spec); }
 
  private:
+  /// What a spec's placements say, found out together.
+  struct Placed {
+    PyObject* spec = nullptr;
+    uint32_t sharded_dims = 0;
+    PyTypeObject* other = nullptr;  // of a placement that is neither sharded nor replicated
+  };
+
   void find_types();
+  const Placed& placed(PyObject* spec);
   bool are_equal(PyObject* placement, PyObject* other) const;
   bool is_shard(PyObject* placement) const;
   PyObject* attribute_of(PyObject* dtensor, Py_ssize_t offset, PyObject* name) const;
@@ -92,8 +107,7 @@ class Sharded {
   PyTypeObject* replicate_ = nullptr;
   Py_ssize_t local_tensor_offset_ = 0;  // in a DTensor, in bytes; 0 where it has no such slot
   Py_ssize_t spec_offset_ = 0;          // likewise
-  PyObject* last_placed_ = nullptr;     // the last spec that was in order
-  std::pair<PyObject*, uint32_t> last_dims_;
+  Placed last_placed_;                  // of the last spec
   std::pair<PyObject*, PyObject*> last_alike_;
 };
 
@@ -103,8 +117,9 @@ PyObject* mesh_of(PyObject* spec);
 /// For errors: "(Shard(dim=0),) on a mesh of [2]". Runs Python code.
 std::string placement_text(PyObject* spec);
 
-/// A pair of the mesh and sharded_dims() for each way in which DTensors among these are placed, in
-/// the order of the first of each: a new list. `params`: a list.
+/// A pair of: a list with a pair of the mesh and sharded_dims() for each way in which DTensors
+/// among these are placed, in the order of the first of each; and whether others than DTensors are
+/// among them. `params`: a list.
 THPObjectPtr placements_of_params(PyObject* params);
 
 /// Interns the names of attributes.

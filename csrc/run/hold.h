@@ -12,22 +12,30 @@ namespace fused_optim {
 
 class Hold {
  public:
-  /// All tensors that were gathered, with the memory that they had then: `p.data = ...` gives a
-  /// tensor another storage, and the last owner of the first would free it.
-  explicit Hold(const Gathered& gathered);
+  /// Of what was gathered.
+  enum class What : uint8_t {
+    /// The tensors, and which memory they have. Enough where other code runs before the last check
+    /// alone: a tensor that still has its memory then has owned it, or memory in the same place.
+    Tensors,
+    /// The memory, too, for other code that runs while it is read or written: `p.data = ...` gives
+    /// a tensor another storage, and the last owner of the first would free it.
+    TensorsAndMemory
+  };
+  Hold(const Gathered& gathered, What what);
 
-  /// Throws unless each tensor still has that memory.
+  /// Throws unless each tensor still has the memory that it had when it was gathered.
   void check_unmoved() const;
 
  private:
   struct Held {
     c10::intrusive_ptr<c10::TensorImpl> tensor;
-    c10::intrusive_ptr<c10::StorageImpl> storage;
+    const c10::StorageImpl* storage;
     const void* data;
     size_t bytes;
   };
 
   std::vector<Held> held_;
+  std::vector<c10::intrusive_ptr<c10::StorageImpl>> memory_;
   std::vector<std::pair<THPObjectPtr, const c10::TensorImpl*>> wrappers_;
 };
 

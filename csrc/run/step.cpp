@@ -53,8 +53,11 @@ void step_gathered(Gathered& gathered, const Amp& amp, const StepOptions& option
     return work();
   };
   std::optional<Hold> hold;
-  if (releases_gil || !gathered.new_states.empty() || across_ranks != nullptr)
-    hold.emplace(gathered);
+  // Making objects can run Python code, before a norm is taken of the gradients' memory.
+  if (releases_gil || !gathered.new_states.empty())
+    hold.emplace(gathered, Hold::What::TensorsAndMemory);
+  else if (across_ranks != nullptr)
+    hold.emplace(gathered, Hold::What::Tensors);
   NewStateObjects created(gathered.new_states);
   std::optional<Contributions> of_all_ranks;
   if (across_ranks != nullptr)
