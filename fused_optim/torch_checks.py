@@ -297,7 +297,9 @@ def _rehearse(
     _C.set_grads([tiny], [like(param.grad)])  # of any dtype
     flags = {name: None for name in reset_flags if name in group}
     shadow: Any = object.__new__(type(optimizer))
-    shadow.__dict__.update(optimizer.__dict__)
+    # AMP's scale is not for torch: its step gets gradients without one.
+    amp = ("grad_scale", "found_inf")
+    shadow.__dict__.update({k: v for k, v in optimizer.__dict__.items() if k not in amp})
     shadow.defaults = {**optimizer.defaults, "differentiable": False}
     shadow.param_groups = [{**group, **flags, "differentiable": False, "params": [tiny]}]
     shadow.state = defaultdict(dict)
