@@ -29,6 +29,7 @@ __all__ = [
     "constructed_by",
     "norm_across_ranks",
     "owned_by",
+    "readable_placements",
     "refuse_for_a_shard",
     "tell_failure",
 ]
@@ -124,14 +125,14 @@ def _made_anyhow(optimizer: "FusedOptimizer") -> "NormAcrossRanks | None":
         params = [p for own in optimizer.param_groups for p in own["params"]]
         if not all(isinstance(p, Tensor) for p in params):
             raise TypeError("a parameter is no tensor")
-        return _made(optimizer, params, _readable_placements(params))
+        return _made(optimizer, params, readable_placements(params))
     except Exception:
         # Where that can't be read, the ranks of the norm before wait.
         plan = optimizer._fused.norm_plan
         return None if plan is None else _by_plan(optimizer, plan)
 
 
-def _readable_placements(params: list[Tensor]) -> list[Any]:
+def readable_placements(params: list[Tensor]) -> list[Any]:
     """Of parameters that may be placed in a way that has no norm, at least their meshes."""
     try:
         return _C.placements_of_params(params)[0]

@@ -191,6 +191,27 @@ def test_a_norm_that_cannot_be_set_up(two):
     two.run(partial_parameter_on_one_rank)
 
 
+def partial_parameter_to_clip_on_one_rank():
+    params, _ = make(line())
+    set_grads(params)
+    spec = params[0]._spec
+    part = DTensor.from_local(torch.ones(7, 3), spec.mesh, [Partial()], run_check=False)
+    if rank() == 0:
+        params[0]._spec = part._spec
+    before = [p.grad.to_local().clone() for p in params]
+    match = "placed as.*Partial" if rank() == 0 else "met with an error on rank 0"
+    with pytest.raises(RuntimeError, match=match):
+        fused_optim.clip_grad_norm_(params, 0.5)
+    params[0]._spec = spec
+    for p, value in zip(params, before, strict=True):
+        assert torch.equal(p.grad.to_local(), value)
+    fused_optim.clip_grad_norm_(params, 0.5)
+
+
+def test_clipping_by_a_norm_that_cannot_be_set_up(two):
+    two.run(partial_parameter_to_clip_on_one_rank)
+
+
 def group_that_lacks_ranks_on_one_rank():
     optimizer = sharded_optimizer()
     alone = [dist.new_group([0]), dist.new_group([1])][rank()]
