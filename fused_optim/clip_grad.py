@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_ as torch_clip_grad_norm_
 
 from fused_optim import _C
 from fused_optim.sharding import is_dtensor, local_of
+from fused_optim.shards import readable_placements
 
 __all__ = ["clip_grad_norm_"]
 
@@ -95,9 +97,15 @@ def _clip_across_ranks(
     from fused_optim.norm_for_torch import norm_for_torch
     from fused_optim.norm_plan import NormPlan
 
-    placements, _ = _C.placements_of_params(params)
-    plan = NormPlan(placements, None, params[0].device, (max_norm, norm_type))
-    across_ranks = NormAcrossRanks("clip_grad_norm_", plan, norm_type)
+    def norm_over(placements: list[Any]) -> NormAcrossRanks:
+        plan = NormPlan(placements, None, params[0].device, (max_norm, norm_type))
+        return NormAcrossRanks("clip_grad_norm_", plan, norm_type)
+
+    try:
+        across_ranks = norm_over(_C.placements_of_params(params)[0])
+    except RuntimeError:  # a parameter is placed in a way that has no norm
+        norm_over(readable_placements(params)).tell_failure()
+        raise
     with across_ranks.telling():
         _, norm = norm_for_torch(across_ranks, params)
     if error_if_nonfinite and not math.isfinite(norm.item()):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from fused_optim.grid_of_ranks import FAILED, Row
-from fused_optim.norm_on_device import NUM_FLAGS, NormOnDevice, are_replicas
+from fused_optim.norm_on_device import NUM_FLAGS, ROW_WIDTH, NormOnDevice, are_replicas
 from fused_optim.norm_plan import NormPlan
 from fused_optim.rows_of_ranks import all_gathered
 from fused_optim.told_later import ToldLater, check_none_has_failed
@@ -52,6 +52,8 @@ class NormAcrossRanks:
         self.found_inf = 0.0 if found_inf is None else found_inf
         #: Whether the other ranks wait for this one to exchange what it has.
         self.is_owed = True
+        #: Whether they wait for one more if none fails in the one that is under way.
+        self._follows = False
         #: Whether an exchange was made.
         self.is_done = False
         #: What the norm is made of, the same on all ranks: sums of powers, or largest values.
@@ -74,8 +76,10 @@ class NormAcrossRanks:
         """Inside, an error is told to the other ranks, unless they know already."""
         try:
             yield
-        except BaseException:
-            if self.is_owed:
+        except BaseException as error:
+            # What interrupts an exchange (Ctrl-C) is raised once it is done.
+            is_interrupted = not isinstance(error, Exception)
+            if self.is_owed or (self._follows and is_interrupted):
                 self.tell_failure()
             raise
 
@@ -127,6 +131,7 @@ class NormAcrossRanks:
         Raises:
             RuntimeError: if a rank has failed, or if ranks have no replicas where they should.
         """
+        self._follows = takes_torch and not is_last
         if self.device.type != "cpu":
             return self._exchange_on_device(sums, [has_failed, takes_torch, redistributed])
         own = self.plan.own
@@ -184,7 +189,11 @@ class NormAcrossRanks:
         status = [_largest(flag) for flag in zip(*(row[-NUM_FLAGS:] for row in rows), strict=True)]
         if problem is not None:
             status[FAILED] = this + 1
-        given = [this, self.plan.asked, self._combined([float(sums[0]), *shared]), *status]
+        given = [this, self.plan.asked, self._combined([float(sums[0]), *shared])]
+        # As wide as a row of a grid: a rank that has no part of one, or steps another optimizer,
+        # meets those of one in this, and learns from the second number that they don't fit.
+        room = [0.0] * (-(len(given) + NUM_FLAGS) % ROW_WIDTH)
+        given += [*room, *status]
         assert self.group is not None
         over = all_gathered(torch.tensor([given], dtype=torch.float64), self.group).tolist()
         over.sort()

@@ -36,7 +36,8 @@ def _first_rank(mesh: "DeviceMesh", sharded_dims: int) -> int:
 
 class NormPlan:
     """For parameters that are placed in some ways. Meshes and groups don't change: it holds as long
-    as these are the same objects.
+    as these are the same objects, and torch.distributed is not initialized anew, where a mesh finds
+    its groups by their names.
 
     Args:
         placements: (mesh, a bit for each of its dimensions along which tensors are sharded) of the
@@ -55,6 +56,7 @@ class NormPlan:
         asked: tuple[object, ...],
     ) -> None:
         self.group = group
+        self._world = dist.group.WORLD
         self.key = self.key_of(placements, group, device, asked)
         #: Those that are not equal.
         self.different: list[tuple[DeviceMesh, int]] = []
@@ -88,7 +90,8 @@ class NormPlan:
         asked: tuple[object, ...],
     ) -> tuple[object, ...]:
         """What tells plans apart, as long as one of them is there and keeps what this names."""
-        return tuple((id(mesh), dims) for mesh, dims in placements), id(group), device, asked
+        places = tuple((id(mesh), dims) for mesh, dims in placements)
+        return places, id(group), id(dist.group.WORLD), device, asked
 
     def _number(self, mesh: "DeviceMesh", sharded_dims: int) -> int:
         for number, (known, dims) in enumerate(self.different):

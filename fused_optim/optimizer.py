@@ -296,7 +296,12 @@ class FusedOptimizer(_Base):
 
     @torch._disable_dynamo
     def _untraced_step(self, closure: Callable[[], Any] | None) -> Any:
-        return step(self, closure)
+        fused = self._fused
+        stage_around = fused.stage
+        try:
+            return step(self, closure)
+        finally:
+            fused.stage = stage_around
 
     def _patch_step_function(self) -> None:
         """What torch's constructor and unpickling call, to put hooks around the class's step."""

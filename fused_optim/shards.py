@@ -22,12 +22,14 @@ from fused_optim.sharding import is_dtensor
 
 if TYPE_CHECKING:
     from fused_optim.norm_across_ranks import NormAcrossRanks
+    from fused_optim.norm_plan import NormPlan
     from fused_optim.optimizer import FusedOptimizer
 
 __all__ = [
     "constructed_by",
     "norm_across_ranks",
     "owned_by",
+    "readable_placements",
     "refuse_for_a_shard",
     "tell_failure",
 ]
@@ -113,13 +115,24 @@ def tell_failure(optimizer: "FusedOptimizer") -> None:
     if not optimizer._fused.options.needs_norm:
         return
     with contextlib.suppress(Exception):
-        params = [p for own in optimizer.param_groups for p in own["params"]]
-        across_ranks = _made(optimizer, params, _readable_placements(params))
+        across_ranks = _made_anyhow(optimizer)
         if across_ranks is not None:
             across_ranks.tell_failure()
 
 
-def _readable_placements(params: list[Tensor]) -> list[Any]:
+def _made_anyhow(optimizer: "FusedOptimizer") -> "NormAcrossRanks | None":
+    try:
+        params = [p for own in optimizer.param_groups for p in own["params"]]
+        if not all(isinstance(p, Tensor) for p in params):
+            raise TypeError("a parameter is no tensor")
+        return _made(optimizer, params, readable_placements(params))
+    except Exception:
+        # Where that can't be read, the ranks of the norm before wait.
+        plan = optimizer._fused.norm_plan
+        return None if plan is None else _by_plan(optimizer, plan)
+
+
+def readable_placements(params: list[Tensor]) -> list[Any]:
     """Of parameters that may be placed in a way that has no norm, at least their meshes."""
     try:
         return _C.placements_of_params(params)[0]
@@ -136,7 +149,6 @@ def _made(
         return None
     if _C.has_meta(params):  # where there is no norm
         return None
-    from fused_optim.norm_across_ranks import NormAcrossRanks
     from fused_optim.norm_plan import NormPlan
 
     device = params[0].device if params else torch.device("cpu")
@@ -144,7 +156,13 @@ def _made(
     plan = optimizer._fused.norm_plan
     if plan is None or plan.key != NormPlan.key_of(placements, group, device, asked):
         plan = optimizer._fused.norm_plan = NormPlan(placements, group, device, asked)
-    norm_type = math.inf if options.max_grad_norm is None else 2.0
+    return _by_plan(optimizer, plan)
+
+
+def _by_plan(optimizer: "FusedOptimizer", plan: "NormPlan") -> "NormAcrossRanks":
+    from fused_optim.norm_across_ranks import NormAcrossRanks
+
+    norm_type = math.inf if optimizer._fused.options.max_grad_norm is None else 2.0
     found_inf = getattr(optimizer, "found_inf", None)
     return NormAcrossRanks(optimizer._name, plan, norm_type, found_inf)
 

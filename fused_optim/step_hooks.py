@@ -62,6 +62,9 @@ def with_hooks(bare: StepT) -> StepT:
     def step(self: "FusedOptimizer", /, *args: Any, **kwargs: Any) -> Any:
         if is_compiling():
             is_outer = type(self).step is step
+            if is_outer and self._fused.has_options:
+                # Not compiled anyhow, and outside of it all errors can be told.
+                return untraced(self, *args, **kwargs)
             return torchs(self, *args, **kwargs) if is_outer else bare(self, *args, **kwargs)
         own = self._fused
         # The outermost is never inside: a closure that steps again makes a step of its own.
@@ -89,6 +92,7 @@ def with_hooks(bare: StepT) -> StepT:
         finally:
             own.stage = stage_around
 
+    untraced = torch._disable_dynamo(step)
     step.hooked = True  # type: ignore[attr-defined]
     return cast(StepT, step)
 

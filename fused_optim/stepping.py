@@ -7,8 +7,8 @@ import torch
 
 from fused_optim import _C
 from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
-from fused_optim.own_state import PAST_TELLING
-from fused_optim.shards import norm_across_ranks
+from fused_optim.own_state import BEGUN, PAST_TELLING
+from fused_optim.shards import norm_across_ranks, tell_failure
 from fused_optim.torch_class import check_graph_capture
 from fused_optim.torch_step import torch_step
 
@@ -22,23 +22,35 @@ __all__ = ["general_fallback", "step"]
 def step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -> Any:
     """Steps the optimizer and returns the closure's loss: see :meth:`FusedOptimizer.step`."""
     fused = optimizer._fused
+    fused.stage = BEGUN  # again, where a subclass's step does this twice
+    try:
+        return _told_step(optimizer, closure)
+    except BaseException:
+        # Here, since a subclass's step may catch it.
+        if fused.stage == BEGUN:
+            fused.stage = PAST_TELLING
+            tell_failure(optimizer)
+        raise
+    finally:
+        fused.stage = PAST_TELLING
+
+
+def _told_step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -> Any:
+    """The step, past whose telling errors are told by itself."""
+    fused = optimizer._fused
     if fused.exchange.is_active:
         raise RuntimeError("step() inside ema_parameters(): the averages would be trained")
     if "capturable" in optimizer.defaults and torch.cuda.is_initialized():
         # CUDA graphs are for optimizers whose groups say capturable=True: torch's own check.
         check_graph_capture(optimizer)
-    needed_norm = fused.options.needs_norm
-    across_ranks = norm_across_ranks(optimizer) if needed_norm else None
+    # First: it may change options and parameters, from which the norm follows.
+    loss = _loss_of(closure)
+    across_ranks = norm_across_ranks(optimizer) if fused.options.needs_norm else None
     if across_ranks is None:
-        loss = _loss_of(closure)
-        if fused.options.needs_norm and not needed_norm:  # the closure has asked for it
-            step(optimizer, None)
-        else:
-            _step(optimizer, None)
+        _step(optimizer, None)
         return loss
     with across_ranks.telling():
         fused.stage = PAST_TELLING
-        loss = _loss_of(closure)
         told, fused.told_later = fused.told_later, None
         if told is not None:
             told.check(optimizer._name)

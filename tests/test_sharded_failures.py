@@ -1,17 +1,22 @@
 """An error on one rank is one on all that share its norm, wherever in a step it comes from, and no
 rank waits in vain."""
 
+import contextlib
+import signal
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import Ranks
 from sharded import assert_same, line, make, placed, set_grads, snapshot
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import fused_optim
+from fused_optim.own_state import NOT_STEPPING
 
 pytestmark = pytest.mark.process
 #: Seconds, within which a rank that waits for another one is found out.
@@ -184,6 +189,27 @@ def partial_parameter_on_one_rank():
 
 def test_a_norm_that_cannot_be_set_up(two):
     two.run(partial_parameter_on_one_rank)
+
+
+def partial_parameter_to_clip_on_one_rank():
+    params, _ = make(line())
+    set_grads(params)
+    spec = params[0]._spec
+    part = DTensor.from_local(torch.ones(7, 3), spec.mesh, [Partial()], run_check=False)
+    if rank() == 0:
+        params[0]._spec = part._spec
+    before = [p.grad.to_local().clone() for p in params]
+    match = "placed as.*Partial" if rank() == 0 else "met with an error on rank 0"
+    with pytest.raises(RuntimeError, match=match):
+        fused_optim.clip_grad_norm_(params, 0.5)
+    params[0]._spec = spec
+    for p, value in zip(params, before, strict=True):
+        assert torch.equal(p.grad.to_local(), value)
+    fused_optim.clip_grad_norm_(params, 0.5)
+
+
+def test_clipping_by_a_norm_that_cannot_be_set_up(two):
+    two.run(partial_parameter_to_clip_on_one_rank)
 
 
 def group_that_lacks_ranks_on_one_rank():
@@ -387,3 +413,230 @@ def squares_of_two_meshes():
 
 def test_meshes_that_form_a_grid(six):
     six.run(squares_of_two_meshes)
+
+
+def groups_of_one():
+    return [dist.new_group([0]), dist.new_group([1])]
+
+
+class Catching(fused_optim.AdamW):
+    """Catches what its step raises, of which the wrapper around it sees nothing."""
+
+    caught = None
+
+    def step(self, closure=None):
+        try:
+            return super().step(closure)
+        except RuntimeError as error:
+            self.caught = error
+
+
+def subclass_catches():
+    params, _ = make(line())
+    optimizer = stepped(Catching(params, lr=0.1, max_grad_norm=0.5))
+    alone = groups_of_one()[rank()]
+    optimizer.norm_group = alone if rank() == 0 else None
+    optimizer.step()
+    assert ("norm_group" if rank() == 0 else "error on rank 0") in str(optimizer.caught)
+    optimizer.norm_group = None
+    steps_again(optimizer)
+
+
+def test_a_subclass_that_catches(two):
+    two.run(subclass_catches)
+
+
+class SteppingTwice(fused_optim.AdamW):
+    before_second = None
+
+    def step(self, closure=None):
+        super().step(closure)
+        if self.before_second is not None:
+            self.before_second()
+        return super().step(closure)
+
+
+def second_step_fails():
+    params, _ = make(line())
+    optimizer = stepped(SteppingTwice(params, lr=0.1, max_grad_norm=0.5))
+    groups = groups_of_one()
+
+    def ask_for_too_few():
+        optimizer.norm_group = groups[0] if rank() == 0 else None
+
+    optimizer.before_second = ask_for_too_few
+    match = "norm_group lacks ranks" if rank() == 0 else "met with an error on rank 0"
+    with pytest.raises(RuntimeError, match=match):
+        optimizer.step()
+    optimizer.norm_group = optimizer.before_second = None
+    optimizer.step()
+
+
+def test_the_second_step_of_a_subclass(two):
+    two.run(second_step_fails)
+
+
+class AskingAfterwards(fused_optim.AdamW):
+    def step(self, closure=None):
+        super().step(closure)
+        self.max_grad_norm = 0.5
+        if rank() == 0:
+            raise Failure
+
+
+def subclass_asks_afterwards_and_raises():
+    params, _ = make(line())
+    optimizer = AskingAfterwards(params, lr=0.1)
+    set_grads(params)
+    if rank() == 0:
+        with pytest.raises(Failure):
+            optimizer.step()
+    else:
+        optimizer.step()
+    with pytest.raises(Failure) if rank() == 0 else contextlib.nullcontext():
+        optimizer.step()  # of both
+    assert optimizer.state[params[0]]["step"] == 2
+
+
+def test_a_subclass_that_asks_for_the_norm_after_its_step(two):
+    two.run(subclass_asks_afterwards_and_raises)
+
+
+def unreadable_parameters_on_one_rank(value):
+    optimizer = sharded_optimizer()
+    (group,) = optimizer.param_groups
+    good = group["params"]
+    before = snapshot(optimizer)
+    if rank() == 0:
+        group["params"] = value
+    match = None if rank() == 0 else "met with an error on rank 0"
+    with pytest.raises(Exception, match=match):
+        optimizer.step()
+    group["params"] = good
+    assert_same(snapshot(optimizer), before)
+    steps_again(optimizer)
+
+
+@pytest.mark.parametrize("value", [None, [1], [torch.ones(2), None]], ids=str)
+def test_parameters_that_cannot_be_read(two, value):
+    two.run(unreadable_parameters_on_one_rank, value)
+
+
+def closure_adds_a_parameter_on_one_rank():
+    optimizer = sharded_optimizer()
+    before = snapshot(optimizer)
+    mesh = init_device_mesh("cpu", (2, 1))
+    added = Parameter(placed(torch.ones(4, 4), mesh, [Shard(0), Shard(1)]))
+    added.grad = placed(torch.ones(4, 4), mesh, [Shard(0), Shard(1)])
+
+    def closure():
+        if rank() == 0:
+            optimizer.add_param_group({"params": [added]})
+
+    with pytest.raises(RuntimeError, match="placed differently"):
+        optimizer.step(closure)
+    del optimizer.param_groups[1:]
+    assert_same(snapshot(optimizer), before)
+    steps_again(optimizer)
+
+
+def test_a_closure_that_adds_a_parameter(two):
+    two.run(closure_adds_a_parameter_on_one_rank)
+
+
+def compiled_step_fails(where):
+    optimizer = sharded_optimizer()
+    compiled = torch.compile(lambda: optimizer.step(), backend="eager")
+    compiled()
+    groups = groups_of_one()
+    if rank() == 0 and where == "step":
+        optimizer.norm_group = groups[0]
+    handle = optimizer.register_step_pre_hook(fail) if rank() == 0 and where == "hook" else None
+    match = None if rank() == 0 else "met with an error on rank 0"
+    with pytest.raises(Exception, match=match):
+        compiled()
+    optimizer.norm_group = None
+    if handle is not None:
+        handle.remove()
+    assert optimizer._fused.stage == NOT_STEPPING
+    steps_again(optimizer)
+
+
+@pytest.mark.parametrize("where", ["step", "hook"])
+def test_a_compiled_step(two, where):
+    two.run(compiled_step_fails, where)
+
+
+def steps_in_another_order():
+    """Of two optimizers, one by the mesh and one by the group, whose ranks are the same."""
+    by_mesh, by_group = sharded_optimizer(), shards_of_a_group()
+    optimizers = [by_mesh, by_group] if rank() == 0 else [by_group, by_mesh]
+    for optimizer in optimizers:
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match="another max_grad_norm"):
+            optimizer.step()
+        assert_same(snapshot(optimizer), before)
+    steps_again(by_mesh)
+    steps_again(by_group)
+
+
+def test_steps_in_another_order(two):
+    two.run(steps_in_another_order)
+
+
+def no_parameters_on_one_rank():
+    optimizer = sharded_optimizer(norm_group=dist.group.WORLD)
+    (group,) = optimizer.param_groups
+    good = group["params"]
+    if rank() == 1:
+        group["params"] = []
+    with pytest.raises(RuntimeError, match="another max_grad_norm"):
+        optimizer.step()
+    group["params"] = good
+    steps_again(optimizer)
+
+
+def test_no_parameters_on_one_rank(two):
+    two.run(no_parameters_on_one_rank)
+
+
+def interrupted_exchange():
+    """Ctrl-C while it waits for the other rank, which then waits for the second exchange."""
+    optimizer = sharded_optimizer(foreach=True)
+    before = snapshot(optimizer)
+    if rank() == 0:
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+    else:
+        time.sleep(1)
+    with pytest.raises(KeyboardInterrupt if rank() == 0 else RuntimeError):
+        optimizer.step()
+    assert_same(snapshot(optimizer), before)
+    steps_again(optimizer)
+
+
+def test_an_exchange_before_torchs_step_that_is_interrupted(two):
+    two.run(interrupted_exchange)
+
+
+def world_made_anew(store):
+    """Where the mesh finds its group by name, and the one of before is gone."""
+    optimizer = sharded_optimizer()
+    norm = optimizer.grad_norm
+    number, world = rank(), dist.get_world_size()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=world)
+    steps_again(optimizer)
+    assert torch.equal(optimizer.grad_norm, norm)
+    (group,) = optimizer._fused.norm_plan.grid.groups
+    assert group is dist.group.WORLD
+
+
+def test_a_world_made_anew(tmp_path):
+    ranks = Ranks(2, LIMIT)
+    ranks.run(world_made_anew, str(tmp_path / "store"))
+    ranks.stop()

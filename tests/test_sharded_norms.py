@@ -589,3 +589,21 @@ def partial_gradients_on_one_rank():
         with pytest.raises(RuntimeError, match="placed differently"):
             ours.step()
     assert torch.equal(params[0].to_local(), before)
+
+
+def closure_changes_what_is_asked():
+    """A 2-norm instead of the largest value, and one more parameter in it."""
+    params, _ = make(line())
+    ours = fused_optim.SGD(params[:-1], lr=0.1, skip_nonfinite=True)
+    whole = set_grads(params)
+
+    def closure():
+        ours.max_grad_norm = 0.5
+        ours.add_param_group({"params": params[-1:]})
+
+    ours.step(closure)
+    assert ours.grad_norm.item() == pytest.approx(norm_of(whole), rel=1e-12)
+
+
+def test_a_closure_that_changes_what_is_asked(two):
+    two.run(closure_changes_what_is_asked)
