@@ -7,6 +7,7 @@ import tempfile
 import time
 import traceback
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -23,7 +24,7 @@ class Ranks:
 
     def run(self, check, *arguments):
         if not self._processes:
-            self._start(check.__module__)
+            self.start(check.__module__)
         for connection in self._connections:
             connection.send((check, arguments))
         deadline = time.monotonic() + self.limit
@@ -39,7 +40,7 @@ class Ranks:
             self.stop()
             raise AssertionError("\n".join(failures))
 
-    def _start(self, module):
+    def start(self, module):
         context = mp.get_context("spawn")
         store = os.path.join(tempfile.mkdtemp(), "store")
         self._connections = []
@@ -60,6 +61,19 @@ class Ranks:
             process.kill()
             process.join()
         self._processes = []
+
+
+def ranks_of(world, limit=60):
+    """A fixture: so many ranks for a module's tests, started before any time is taken."""
+
+    @pytest.fixture(scope="module")
+    def started(request):
+        ranks = Ranks(world, limit)
+        ranks.start(request.module.__name__)
+        yield ranks
+        ranks.stop()
+
+    return started
 
 
 def _serve(connection, rank, world, store, module):

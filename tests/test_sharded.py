@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks
+from ranks import ranks_of
 from sharded import SHAPES, assert_same, line, local, make, placed, set_grads, snapshot, whole
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -24,11 +24,7 @@ pytestmark = pytest.mark.process
 OPTIONS = {"max_grad_norm": 0.5, "skip_nonfinite": True, "zero_grads": True, "ema_decay": 0.9}
 
 
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.stop()
+two = ranks_of(2)
 
 
 def named(name):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from ranks import Ranks
+from ranks import ranks_of
 from sharded import line, local, make, set_grads
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
@@ -25,11 +25,7 @@ pytestmark = pytest.mark.process
 SHAPES = [(64, 128), (40, 128), (9, 7), (33,), (1, 5)]
 
 
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.stop()
+two = ranks_of(2)
 
 
 def whole_and_sharded(cls, options, dtype, placements=None):

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks
+from ranks import Ranks, ranks_of
 from sharded import assert_same, line, make, placed, set_grads, snapshot
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -22,25 +22,8 @@ pytestmark = pytest.mark.process
 #: Seconds, within which a rank that waits for another one is found out.
 LIMIT = 20
 
-
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2, LIMIT)
-    ranks.run(_nothing)
-    yield ranks
-    ranks.stop()
-
-
-@pytest.fixture(scope="module")
-def six():
-    ranks = Ranks(6, LIMIT)
-    ranks.run(_nothing)
-    yield ranks
-    ranks.stop()
-
-
-def _nothing():
-    pass
+two = ranks_of(2, LIMIT)
+six = ranks_of(6, LIMIT)
 
 
 def rank():

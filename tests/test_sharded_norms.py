@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks
+from ranks import ranks_of
 from sharded import assert_same, line, make, model_with_gradients, placed, set_grads, snapshot
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -21,25 +21,8 @@ pytestmark = pytest.mark.process
 #: Seconds, within which a rank that waits for another one is found out.
 LIMIT = 20
 
-
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2, LIMIT)
-    ranks.run(_nothing)
-    yield ranks
-    ranks.stop()
-
-
-@pytest.fixture(scope="module")
-def four():
-    ranks = Ranks(4, LIMIT)
-    ranks.run(_nothing)
-    yield ranks
-    ranks.stop()
-
-
-def _nothing():
-    pass
+two = ranks_of(2, LIMIT)
+four = ranks_of(4, LIMIT)
 
 
 def rank():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks
+from ranks import ranks_of
 from sharded import model_with_gradients
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -14,11 +14,7 @@ NEEDS_NORM = [{"max_grad_norm": 1.0}, {"skip_nonfinite": True}]
 NEEDS_ALL_GRADIENTS = [*NEEDS_NORM, {"zero_grads": True}]
 
 
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.stop()
+two = ranks_of(2)
 
 
 def check_zero():
