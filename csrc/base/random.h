@@ -31,8 +31,13 @@ struct RandomBits {
   FUSED_OPTIM_INLINE explicit RandomBits(uint64_t key)
       : first(static_cast<uint32_t>(key)), second(static_cast<uint32_t>(key >> 32)) {}
 
-  FUSED_OPTIM_INLINE uint32_t at(uint32_t index) const {
-    const uint32_t x = (index + first) * 0x21f0aaadu;
+  FUSED_OPTIM_INLINE uint32_t at(uint32_t index) const { return of(begin(index)); }
+
+  /// The same for indices one after the other: `of(x)` for an x that is begin() of the first and
+  /// grows by kStep, which is an addition instead of one of the multiplications.
+  static constexpr uint32_t kStep = 0x21f0aaadu;
+  FUSED_OPTIM_INLINE uint32_t begin(uint32_t index) const { return (index + first) * kStep; }
+  FUSED_OPTIM_INLINE uint32_t of(uint32_t x) const {
     return (x ^ second ^ (x >> 15)) * 0x735a2d97u;
   }
 };

@@ -8,6 +8,9 @@ namespace fused_optim::cpu {
 
 /// Elements a tile: small enough for every operand's tile to stay in the first-level cache.
 constexpr int64_t kTileSize = 512;
+/// Where the parameter has a tile: so few elements at a time that the processor, which looks some
+/// hundred instructions ahead, asks the memory for the next tiles while the update is computed.
+constexpr int64_t kFewElements = kTileSize / 2;
 
 /// Steps the elements begin to end of the bucket's index space.
 using Kernel = void (*)(const Bucket& bucket, int64_t begin, int64_t end);

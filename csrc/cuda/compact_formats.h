@@ -151,14 +151,14 @@ struct CompactFormats {
   FUSED_OPTIM_INLINE static void encode_masters(const float (&values)[kElements],
                                                 const Rounding& rounding,
                                                 StoredElements<kElements>& stored) {
-    const auto put = [&](int i, uint32_t bits) {
-      stored.put(i, param_of_master(bits));
-      stored.put(i, remainder_of_master<Master>(bits), StoredElements<kElements>::kRemainders);
+    const auto put = [&](int i, uint32_t kept) {
+      stored.put(i, master_param<Master>(kept));
+      stored.put(i, master_remainder<Master>(kept), StoredElements<kElements>::kRemainders);
     };
     if (rounding.is_stochastic && Master::kShift > 0)
-      for_each<kElements>([&](int i) { put(i, master_bits<Master>(values[i], rounding.bits(i))); });
+      for_each<kElements>([&](int i) { put(i, kept_bits<Master>(values[i], rounding.bits(i))); });
     else
-      for_each<kElements>([&](int i) { put(i, master_bits<Master>(values[i])); });
+      for_each<kElements>([&](int i) { put(i, kept_bits<Master>(values[i])); });
   }
 
   /// number(Storage()), master(Master()) or codes(Codes()) for the operand's format.

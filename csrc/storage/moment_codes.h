@@ -64,8 +64,7 @@ struct SignedCodes {
   }
   /// A NaN's sign, which is the processor's, is none.
   FUSED_OPTIM_INLINE static Code with_sign(int32_t code, float value) {
-    const int32_t sign = value < 0.0f ? -1 : 0;
-    return static_cast<Code>((code ^ sign) - sign);
+    return static_cast<Code>(value < 0.0f ? -code : code);
   }
 };
 

@@ -31,34 +31,36 @@ FUSED_OPTIM_INLINE float join(bfloat16 param, typename Master::Remainder remaind
   return joined != joined ? bits_as<float>(bits) : joined;
 }
 
-/// The master's bits as it is kept; NaNs become one.
+/// The bits that are kept of a master, moved down to the lowest; NaNs become one.
 template <class Master>
-FUSED_OPTIM_INLINE uint32_t master_bits(float value) {
+FUSED_OPTIM_INLINE uint32_t kept_bits(float value) {
   uint32_t bits = bits_as<uint32_t>(value);
   if constexpr (Master::kShift > 0) {
     constexpr uint32_t kHalf = 1u << (Master::kShift - 1);
     const uint32_t last_kept = (bits >> Master::kShift) & 1u;
-    bits = (bits + kHalf - 1u + last_kept) >> Master::kShift << Master::kShift;
+    bits = (bits + kHalf - 1u + last_kept) >> Master::kShift;
   }
-  return value != value ? 0x7fc00000u : bits;
+  return value != value ? 0x7fc00000u >> Master::kShift : bits;
 }
 
-/// The same, rounded stochastically where it keeps less than float32 has.
+/// The same, rounded stochastically where fewer are kept than float32 has.
 template <class Master>
-FUSED_OPTIM_INLINE uint32_t master_bits(float value, uint32_t random) {
+FUSED_OPTIM_INLINE uint32_t kept_bits(float value, uint32_t random) {
   if constexpr (Master::kShift > 0)
-    return rounded_bits<Master::kShift>(value, random);
+    return upper_bits<Master::kShift>(value, random);
   else
-    return master_bits<Master>(value);
-}
-
-FUSED_OPTIM_INLINE bfloat16 param_of_master(uint32_t bits) {
-  return {static_cast<uint16_t>((bits + 0x8000u) >> 16)};
+    return kept_bits<Master>(value);
 }
 
 template <class Master>
-FUSED_OPTIM_INLINE typename Master::Remainder remainder_of_master(uint32_t bits) {
-  return static_cast<typename Master::Remainder>(static_cast<int16_t>(bits) >> Master::kShift);
+FUSED_OPTIM_INLINE bfloat16 master_param(uint32_t kept) {
+  constexpr uint32_t kHalf = 0x8000u >> Master::kShift;
+  return {static_cast<uint16_t>((kept + kHalf) >> (16 - Master::kShift))};
+}
+
+template <class Master>
+FUSED_OPTIM_INLINE typename Master::Remainder master_remainder(uint32_t kept) {
+  return static_cast<typename Master::Remainder>(kept);
 }
 
 }  // namespace fused_optim
