@@ -42,6 +42,7 @@ from fused_optim.step_options import (
     StepOption,
     at_least_0,
     between_0_and_1,
+    has_step_options,
     remove_step_options,
     set_options,
     yes_or_no,
@@ -204,8 +205,6 @@ class FusedOptimizer(_Base):
         if rounding_seed != 0:
             self.rounding_seed = rounding_seed
         super().__init__(*args, **kwargs)
-        # And `params`: a group that says more is asked for what else it says.
-        self._fused.options.num_usual_keys = len(self.defaults) + 1
         begin_in_float32(self)
 
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
@@ -289,7 +288,7 @@ class FusedOptimizer(_Base):
             return step(self, closure)
         fused = self._fused
         has_own = fused.has_averages or fused.has_dtypes or has_compact(self)
-        if not fused.has_options and not has_own:
+        if not fused.has_options and not has_own and not has_step_options(self):
             self._fused.fallback_reason = COMPILED.reason
             return self._torch_step(self, closure)
         return self._untraced_step(closure)
