@@ -15,7 +15,12 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fused_optim._extension import RULES
 from fused_optim.averages import EmaParameters
-from fused_optim.checkpoints import decoded_states, keep_saved_dtypes, last_load_hook
+from fused_optim.checkpoints import (
+    all_or_nothing,
+    decoded_states,
+    keep_saved_dtypes,
+    last_load_hook,
+)
 from fused_optim.compact import (
     CompactOption,
     a_seed,
@@ -401,9 +406,12 @@ class FusedOptimizer(_Base):
         were saved in, or get the one that this optimizer's ``state_dtype`` or ``ema_dtype`` asks
         for. (Double stays what torch makes of it.) Neither keyword is loaded, nor a group's.
 
+        Where it fails, in a hook or a subclass's ``__setstate__``, too, groups and states are those
+        that were there.
+
         Args:
             state_dict (dict): what :meth:`state_dict` returned, here or in torch.
         """
         check_group_dtypes(self)
-        with last_load_hook(self):
+        with all_or_nothing(self), last_load_hook(self):
             super().load_state_dict(state_dict)
