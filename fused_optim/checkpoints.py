@@ -17,7 +17,7 @@ from fused_optim.compact_checkpoints import (
 )
 from fused_optim.sharding import local_of
 from fused_optim.state_dtype import dtype_after_loading, keep_own_state_dtypes
-from fused_optim.torch_checks import reaches_beyond
+from fused_optim.tensor_memory import reaches_beyond
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
