@@ -250,6 +250,7 @@ PYBIND11_MODULE(_C, m) {
                     py::module_::import("collections").attr("defaultdict").ptr());
   add_bindings_for_tests(m);
   add_bindings_for_compact(m);
+  py::register_local_exception<StepOptionInGroup>(m, "StepOptionInGroup", PyExc_RuntimeError);
   py::class_<StepOptions>(m, "StepOptions")
       .def(py::init<>())
       .def_readwrite("max_grad_norm", &StepOptions::max_grad_norm)
@@ -262,7 +263,6 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("stochastic_rounding", &StepOptions::stochastic_rounding)
       .def_readwrite("rounding_seed", &StepOptions::rounding_seed)
       .def_readwrite("has_compact", &StepOptions::has_compact)
-      .def_readwrite("num_usual_keys", &StepOptions::num_usual_keys)
       .def_property_readonly("any", &StepOptions::any)
       .def_property_readonly("needs_norm", &StepOptions::needs_norm)
       .def_property("grad_norm", get<&StepOptions::grad_norm>, set<&StepOptions::grad_norm>)

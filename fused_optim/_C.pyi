@@ -5,6 +5,8 @@ import torch
 
 FEWEST_IN_CODES: int
 
+class StepOptionInGroup(RuntimeError): ...
+
 class StepOptions:
     max_grad_norm: float | None
     skip_nonfinite: bool
@@ -16,7 +18,6 @@ class StepOptions:
     stochastic_rounding: bool
     rounding_seed: int
     has_compact: bool
-    num_usual_keys: int
     grad_norm: torch.Tensor | None
     skipped_steps: torch.Tensor | None
     @property

@@ -17,26 +17,43 @@ from fused_optim.compact_checkpoints import (
 )
 from fused_optim.sharding import local_of
 from fused_optim.state_dtype import dtype_after_loading, keep_own_state_dtypes
-from fused_optim.torch_checks import reaches_beyond
+from fused_optim.tensor_memory import reaches_beyond
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
 
-__all__ = ["decoded_states", "keep_saved_dtypes", "last_load_hook"]
+__all__ = ["all_or_nothing", "decoded_states", "keep_saved_dtypes", "last_load_hook"]
 
 
 @contextlib.contextmanager
 def decoded_states(optimizer: "FusedOptimizer") -> Iterator[None]:
-    """Inside, state dicts have floats in the place of 8-bit codes before any hook sees them."""
+    """Inside, state dicts have floats in the place of 8-bit codes before any hook sees them. One
+    thread after the other: each changes the hooks, which the other is going through."""
 
     def decode(_: object, state_dict: dict[str, Any]) -> dict[str, Any]:
         return with_decoded_states(optimizer, state_dict)
 
-    hook = optimizer.register_state_dict_post_hook(decode, prepend=True)
+    with optimizer._fused.decoding:
+        hook = optimizer.register_state_dict_post_hook(decode, prepend=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def all_or_nothing(optimizer: "FusedOptimizer") -> Iterator[None]:
+    """Gives the optimizer its groups and its state back where loading fails. torch puts others in
+    their place, and then comes code that may raise: of subclasses and of hooks."""
+    own, fused = optimizer.__dict__, optimizer._fused
+    before = {name: own[name] for name in ("param_groups", "state")}
+    has_compact, has_dtypes = fused.options.has_compact, fused.has_dtypes
     try:
         yield
-    finally:
-        hook.remove()
+    except BaseException:
+        own.update(before)
+        fused.options.has_compact, fused.has_dtypes = has_compact, has_dtypes
+        raise
 
 
 @contextlib.contextmanager

@@ -102,8 +102,9 @@ def has_compact(optimizer: "FusedOptimizer") -> bool:
     """The same, or whether a state is in one, as where it was taken from another optimizer."""
     if asks_for_compact(optimizer):
         return True
-    states = (state for state in optimizer.state.values() if isinstance(state, dict))
-    return any(REMAINDER in state or any(map(is_coded, state.values())) for state in states)
+    # Lists, as a step in another thread may add to either.
+    states = [state for state in list(optimizer.state.values()) if isinstance(state, dict)]
+    return any(REMAINDER in state or any(map(is_coded, list(state.values()))) for state in states)
 
 
 def check_compact_options(optimizer: "FusedOptimizer", group: dict[str, Any]) -> None:

@@ -31,7 +31,8 @@ def with_decoded_states(optimizer: "FusedOptimizer", state_dict: dict[str, Any])
     """The state dict with float32 tensors in the place of codes and their scales."""
     places = dict(enumerate(places_of_params(optimizer)))
     decoded = {
-        key: _decoded(optimizer, places[key], state)
+        # As it is now: a step in another thread may replace codes and scales.
+        key: _decoded(optimizer, places[key], dict(state))
         if isinstance(state, dict) and key in places
         else state
         for key, state in state_dict["state"].items()

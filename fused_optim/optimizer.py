@@ -15,7 +15,12 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fused_optim._extension import RULES
 from fused_optim.averages import EmaParameters
-from fused_optim.checkpoints import decoded_states, keep_saved_dtypes, last_load_hook
+from fused_optim.checkpoints import (
+    all_or_nothing,
+    decoded_states,
+    keep_saved_dtypes,
+    last_load_hook,
+)
 from fused_optim.compact import (
     CompactOption,
     a_seed,
@@ -42,6 +47,7 @@ from fused_optim.step_options import (
     StepOption,
     at_least_0,
     between_0_and_1,
+    has_step_options,
     remove_step_options,
     set_options,
     yes_or_no,
@@ -204,8 +210,6 @@ class FusedOptimizer(_Base):
         if rounding_seed != 0:
             self.rounding_seed = rounding_seed
         super().__init__(*args, **kwargs)
-        # And `params`: a group that says more is asked for what else it says.
-        self._fused.options.num_usual_keys = len(self.defaults) + 1
         begin_in_float32(self)
 
     def __init_subclass__(cls, rule: str | None = None, **kwargs: Any) -> None:
@@ -289,7 +293,7 @@ class FusedOptimizer(_Base):
             return step(self, closure)
         fused = self._fused
         has_own = fused.has_averages or fused.has_dtypes or has_compact(self)
-        if not fused.has_options and not has_own:
+        if not fused.has_options and not has_own and not has_step_options(self):
             self._fused.fallback_reason = COMPILED.reason
             return self._torch_step(self, closure)
         return self._untraced_step(closure)
@@ -402,9 +406,12 @@ class FusedOptimizer(_Base):
         were saved in, or get the one that this optimizer's ``state_dtype`` or ``ema_dtype`` asks
         for. (Double stays what torch makes of it.) Neither keyword is loaded, nor a group's.
 
+        Where it fails, in a hook or a subclass's ``__setstate__``, too, groups and states are those
+        that were there.
+
         Args:
             state_dict (dict): what :meth:`state_dict` returned, here or in torch.
         """
         check_group_dtypes(self)
-        with last_load_hook(self):
+        with all_or_nothing(self), last_load_hook(self):
             super().load_state_dict(state_dict)

@@ -1,5 +1,6 @@
 """What a fused optimizer has beyond what its torch class has, in one object."""
 
+import threading
 from typing import TYPE_CHECKING, Any, overload
 
 from fused_optim import _C
@@ -69,6 +70,8 @@ class OwnState:
         self.supports_amp_scaling: bool | None = None
         #: Whether a state may have another dtype than its parameter.
         self.has_dtypes = False
+        #: Held while a state dict is made that has floats in the place of codes.
+        self.decoding = threading.RLock()
         #: The state dict that is being loaded, None while none is.
         self.loading: dict[str, Any] | None = None
 

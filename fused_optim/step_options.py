@@ -18,7 +18,9 @@ __all__ = [
     "StepOption",
     "at_least_0",
     "between_0_and_1",
+    "has_step_options",
     "remove_step_options",
+    "remove_written_step_options",
     "set_options",
     "yes_or_no",
 ]
@@ -100,7 +102,41 @@ def remove_step_options(group: dict[str, Any], optimizer: "FusedOptimizer", what
     Raises:
         ValueError: for others, which no step would look at.
     """
-    names = {*STEP_OPTIONS, "norm_group"} & group.keys()
+    names = _step_options_in(group)
+    _check_step_options(names, group, optimizer, what)
+    for name in names:
+        del group[name]
+
+
+def has_step_options(optimizer: "FusedOptimizer") -> bool:
+    """Whether a group has step options, which were written into it by hand."""
+    return any(_step_options_in(group) for group in optimizer.param_groups)
+
+
+def remove_written_step_options(optimizer: "FusedOptimizer") -> None:
+    """The same, before a step, for what was written into the optimizer's own groups.
+
+    Raises:
+        RuntimeError: that names the group. Nothing has been changed.
+    """
+    found = [_step_options_in(group) for group in optimizer.param_groups]
+    for number, (group, names) in enumerate(zip(optimizer.param_groups, found, strict=True)):
+        try:
+            _check_step_options(names, group, optimizer, f"group {number}")
+        except ValueError as error:
+            raise RuntimeError(f"{error}. Nothing was changed.") from None
+    for group, names in zip(optimizer.param_groups, found, strict=True):
+        for name in names:
+            del group[name]
+
+
+def _step_options_in(group: dict[str, Any]) -> set[str]:
+    return {*STEP_OPTIONS, "norm_group"} & group.keys()
+
+
+def _check_step_options(
+    names: set[str], group: dict[str, Any], optimizer: "FusedOptimizer", what: str
+) -> None:
     for name in names:
         own = getattr(optimizer, name)
         if group[name] != own:
@@ -109,8 +145,6 @@ def remove_step_options(group: dict[str, Any], optimizer: "FusedOptimizer", what
                 f"the whole optimizer's, where it is {own!r}: give it to the constructor, or set "
                 f"optimizer.{name}"
             )
-    for name in names:
-        del group[name]
 
 
 def _number_from(low: float, high: float, name: str, value: Any) -> float | None:

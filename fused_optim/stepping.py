@@ -9,6 +9,7 @@ from fused_optim import _C
 from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
 from fused_optim.own_state import BEGUN, PAST_TELLING
 from fused_optim.shards import norm_across_ranks, tell_failure
+from fused_optim.step_options import remove_written_step_options
 from fused_optim.torch_class import check_graph_capture
 from fused_optim.torch_step import torch_step
 
@@ -91,15 +92,19 @@ def _step_on_kernels(
     optimizer: "FusedOptimizer", across_ranks: "NormAcrossRanks | None"
 ) -> Fallback | None:
     """Does the step, or says why torch's own has to."""
-    found = _C.step(
-        optimizer._rule,
-        optimizer._name,
-        optimizer.param_groups,
-        optimizer.state,
-        getattr(optimizer, "grad_scale", None),
-        getattr(optimizer, "found_inf", None),
-        optimizer._fused.options,
-        optimizer._fused.exchange,
-        None if across_ranks is None else (across_ranks.placements, across_ranks.exchange),
-    )
+    try:
+        found = _C.step(
+            optimizer._rule,
+            optimizer._name,
+            optimizer.param_groups,
+            optimizer.state,
+            getattr(optimizer, "grad_scale", None),
+            getattr(optimizer, "found_inf", None),
+            optimizer._fused.options,
+            optimizer._fused.exchange,
+            None if across_ranks is None else (across_ranks.placements, across_ranks.exchange),
+        )
+    except _C.StepOptionInGroup:  # which may say what the optimizer says
+        remove_written_step_options(optimizer)
+        return _step_on_kernels(optimizer, across_ranks)
     return None if found is None else Fallback(*found)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fused_optim import _C
 from fused_optim.sharding import are_placed_alike, is_dtensor, local_of, placed_as
+from fused_optim.tensor_memory import is_expanded, reaches_beyond
 
 if TYPE_CHECKING:
     from fused_optim.optimizer import FusedOptimizer
@@ -21,7 +22,6 @@ __all__ = [
     "check_for_torch",
     "check_placement",
     "places_of_params",
-    "reaches_beyond",
     "rehearse_for_torch",
 ]
 
@@ -167,33 +167,13 @@ def _check_writable(place: _Place, tensor: Tensor, name: str) -> None:
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         place.fail(name, "is an inference tensor, which can't be written outside InferenceMode")
     _check_memory(place, tensor, name)
-    if type(tensor) not in _PLAIN or tensor.layout != torch.strided:
-        return
-    strides = zip(tensor.shape, tensor.stride(), strict=True)
-    if any(size > 1 and stride == 0 for size, stride in strides):
+    if is_expanded(tensor):
         place.fail(name, "is expanded: several of its elements are one place in memory")
 
 
 def _check_memory(place: _Place, tensor: Tensor, name: str) -> None:
     if reaches_beyond(tensor):
         place.fail(name, "reaches beyond its storage")
-
-
-def reaches_beyond(tensor: Tensor) -> bool:
-    """Whether an element is not within its storage's memory, whose size torch does not look at."""
-    tensor = local_of(tensor)
-    # Of other subclasses nobody knows what their storage is.
-    has_own_memory = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
-    if not has_own_memory or _C.is_readable(tensor):
-        return False
-    with torch._C.DisableTorchFunctionSubclass():
-        # Transforms' wrappers have no storage to ask.
-        has_storage = tensor.layout == torch.strided and torch._C._has_storage(tensor)
-        if not has_storage or tensor.is_meta or tensor.numel() == 0:
-            return False
-        last = map(lambda size, stride: (size - 1) * stride, tensor.shape, tensor.stride())
-        end = tensor.storage_offset() + sum(last) + 1
-        return end * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _check_state(

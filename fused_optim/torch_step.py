@@ -17,6 +17,7 @@ from fused_optim.norm_for_torch import norm_for_torch
 from fused_optim.sharding import flags_to_reset, is_dtensor
 from fused_optim.state_dtype import for_param
 from fused_optim.states_for_torch import StatesForTorch
+from fused_optim.step_options import remove_written_step_options
 from fused_optim.torch_checks import check_for_torch, rehearse_for_torch
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def torch_step(
     if optimizer.defaults.get("fused") and any(p.is_meta for p in params):
         default_implementation = False  # which is an error, in torch's words
     reset_flags = ("foreach", "fused") if default_implementation else ()
+    remove_written_step_options(optimizer)
     refuse_compact(optimizer)
     check_for_torch(optimizer)
     with StatesForTorch(optimizer) as states:

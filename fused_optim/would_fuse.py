@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from fused_optim import _C
 from fused_optim.convert import fuse
 from fused_optim.optimizer import FusedOptimizer
+from fused_optim.step_options import remove_written_step_options
 from fused_optim.stepping import general_fallback
 
 __all__ = ["main", "why_not"]
@@ -107,6 +108,7 @@ def why_not(optimizer: Optimizer) -> str | None:
     if not isinstance(optimizer, FusedOptimizer):
         fuse(optimizer)
     assert isinstance(optimizer, FusedOptimizer)
+    remove_written_step_options(optimizer)
     fallback = general_fallback(optimizer)
     if fallback is not None:
         return fallback.reason

@@ -168,6 +168,31 @@ def test_steps_of_rules_without_any_are_counted_by_the_kernel(cls):
     assert all(same_bits(value, after[1][key]) for key, value in before[1].items())
 
 
+@pytest.mark.parametrize("cls", [fused_optim.SGD, fused_optim.Lion])
+def test_steps_that_float32_does_not_count_any_more(cls):
+    """They are counted from the beginning: a count that stood still would round all alike."""
+    params = [make(5000, BF16, 0, seed=0)]
+    momentum = {"momentum": 0.9} if cls is fused_optim.SGD else {}
+    kernel, cpu, others = both(cls, params, {"stochastic_rounding": True, **momentum})
+    values, counts, found = params[0].detach().clone(), [], []
+    for expected in (1, 2**24, 1, 2):
+        for optimizer, p in ((kernel, params[0]), (cpu, others[0])):
+            if expected == 2**24:
+                optimizer.state[p]["step"].fill_(2**24 - 1)
+            p.data.copy_(values)
+            p.grad = torch.full_like(p, 1e-3)
+            for name, state in optimizer.state[p].items():
+                if name != "step":
+                    state.zero_()
+        kernel_step(kernel, 7, 32)
+        cpu.step()
+        assert_same(kernel, cpu, params, others)
+        counts.append(cpu.state[others[0]]["step"].item())
+        found.append(others[0].detach().clone())
+    assert counts == [1, 2**24, 1, 2]
+    assert not torch.equal(found[1], found[2]) and not torch.equal(found[2], found[3])
+
+
 def test_a_launch_for_compact_tensors_and_one_for_others():
     """And as many as it takes for all that are there."""
     params = [make(1 + i % 200, (BF16, F32)[i % 2], 0, seed=i) for i in range(800)]

@@ -2,6 +2,7 @@
 
 import threading
 
+import pytest
 import torch
 from hostile import drop_gradients, meanwhile
 from torch.nn import Parameter
@@ -139,3 +140,28 @@ def test_two_threads_step_one_optimizer():
         thread.join()
     assert params[0].isfinite().all()
     assert set(optimizer.state[params[0]]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("stepping", [False, True])
+def test_state_dicts_of_two_threads(stepping):
+    """One beside another, and beside steps that put codes in the place of floats and back."""
+    p = Parameter(torch.ones(5000))
+    p.grad = torch.ones_like(p)
+    optimizer = fused_optim.AdamW([p], state_dtype=torch.int8)
+    optimizer.step()
+    dtypes, failed = set(), []
+
+    def save():
+        try:
+            dtypes.add(optimizer.state_dict()["state"][0]["exp_avg"].dtype)
+        except RuntimeError as error:
+            failed.append(error)
+
+    with meanwhile(save):
+        for i in range(3000):
+            if not stepping:
+                optimizer.state_dict()
+                continue
+            optimizer.state_dtype = (torch.int8, torch.float32)[i % 2]
+            optimizer.step()
+    assert dtypes == {torch.float32} and not failed

@@ -13,6 +13,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
 
@@ -142,3 +144,56 @@ def goes_on_from_a_checkpoint(path):
 def test_a_distributed_checkpoint(two):
     with tempfile.TemporaryDirectory() as path:
         two.run(goes_on_from_a_checkpoint, path)
+
+
+def model_of_fsdp1(use_orig_params, options):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(130, 101), torch.nn.Linear(101, 7)).bfloat16()
+    if use_orig_params is not None:
+        cpu = torch.device("cpu")
+        model = FSDP(model, device_id=cpu, use_orig_params=use_orig_params)
+    return model, fused_optim.AdamW(model.parameters(), lr=0.01, **options)
+
+
+def train(model, optimizer, seeds):
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        optimizer.zero_grad()
+        model(torch.randn(6, 130, generator=generator).bfloat16()).square().sum().backward()
+        optimizer.step()
+        assert optimizer.fallback_reason is None
+
+
+def fsdp1_with_masters(use_orig_params):
+    """Masters of 32 bits are those of one process, and checkpoints of shards go on to the bit, with
+    moments in 8 bits, too."""
+    for options in ({"master_bits": 32}, {"master_bits": 24, "state_dtype": torch.int8}):
+        model, optimizer = model_of_fsdp1(use_orig_params, options)
+        train(model, optimizer, range(3))
+        if options["master_bits"] == 32:
+            whole, alone = model_of_fsdp1(None, options)
+            train(whole, alone, range(3))
+            with FSDP.summon_full_params(model):
+                parts = [p.detach().flatten() for p in model.parameters()]
+                values = torch.cat(parts)[: sum(p.numel() for p in whole.parameters())]
+                assert torch.equal(values, torch.cat([p.flatten() for p in whole.parameters()]))
+        new, resumed = model_of_fsdp1(use_orig_params, options)
+        with (
+            FSDP.state_dict_type(model, StateDictType.SHARDED_STATE_DICT),
+            FSDP.state_dict_type(new, StateDictType.SHARDED_STATE_DICT),
+        ):
+            new.load_state_dict(model.state_dict())
+            saved = FSDP.optim_state_dict(model, optimizer)
+            resumed.load_state_dict(FSDP.optim_state_dict_to_load(new, resumed, saved))
+        train(model, optimizer, [3, 4])
+        train(new, resumed, [3, 4])
+        for p, q in zip(model.parameters(), new.parameters(), strict=True):
+            mine, theirs = optimizer.state.get(p, {}), resumed.state.get(q, {})
+            assert torch.equal(p, q) and mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+            assert not p.numel() or "remainder" in mine
+
+
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_fsdp1_with_masters(two, use_orig_params):
+    two.run(fsdp1_with_masters, use_orig_params)

@@ -74,6 +74,33 @@ def test_memory_that_is_gone(which, is_subclass):
     assert all(torch.equal(p, q) for p, q in zip(params, before, strict=False))
 
 
+@pytest.mark.parametrize("which", ["param", "exp_avg", "exp_avg_sq", "ema"])
+@pytest.mark.parametrize("kind", [torch.Tensor, Named])
+def test_elements_that_are_one_place_in_memory(which, kind):
+    """Also of a subclass: torch refuses to write them, once it has stepped what comes before."""
+    optimizer, params = on_torchs_path(fused_optim.AdamW, {"ema_decay": 0.5})
+    state = optimizer.state[params[2]]
+    expanded = torch.ones(4, 1).expand(4, 3).as_subclass(kind)
+    if which == "param":
+        expanded.grad = params[2].grad
+        optimizer.state[expanded] = optimizer.state.pop(params[2])
+        optimizer.param_groups[1]["params"] = [expanded]
+    else:
+        state[which] = expanded
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match=f"group 1, parameter 0: '{which}' is expanded"):
+        optimizer.step()
+    assert_unchanged(optimizer, before)
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Named])
+def test_expanded_tensors_without_elements(kind):
+    """torch writes none of them."""
+    p = Parameter(torch.ones(1, 0).expand(5, 0).as_subclass(kind))
+    p.grad = torch.ones(5, 0)
+    fused_optim.SGD([p], lr=0.1, foreach=True).step()
+
+
 def test_scalars_that_are_none():
     """A number where torch wants a tensor, and a count that it divides by when it is zero."""
     minus_1 = torch.tensor(-1.0)

@@ -21,6 +21,14 @@ FUSED_OPTIM_INLINE uint64_t random_key(uint64_t of_tensor, double step, int oper
   return mixed_key(of_tensor, static_cast<uint64_t>(step) * 16u + static_cast<uint32_t>(operand));
 }
 
+/// The number of the step after this one, where steps are counted for random bits alone. Counts lie
+/// in float32, which holds no more than these: past them they begin again, as a count that stood
+/// still would round every step alike.
+template <class T>
+FUSED_OPTIM_INLINE T next_count(T count) {
+  return count < T(16777216) ? count + T(1) : T(1);
+}
+
 /// 32 bits for each index, which repeat after 2^32 of them; the highest are the best, the lowest
 /// hardly random. In 32-bit arithmetic, which processors do for several elements at a time: two
 /// multiplications, as each operation is one for each element of a step.

@@ -88,7 +88,8 @@ class StepKernel {
       if (entry.flags() & EntryView::kDeviceStep) *entry.device_step() += 1.0f;
       if constexpr (kIsCompact && !kHasStep) {
         const CompactView compact = compact_at(table, entry);
-        if (compact.has_device_counter()) *compact.device_counter() += 1.0f;
+        if (compact.has_device_counter())
+          *compact.device_counter() = next_count(*compact.device_counter());
       }
     }
   }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "base/platform.h"
+#include "base/random.h"
 #include "reduce/clip_and_skip.h"
 #include "step/table.h"
 
@@ -136,7 +137,7 @@ struct CompactView {
   }
   /// The step that is being done, of rules that have none themselves.
   FUSED_OPTIM_INLINE double counted_step() const {
-    return has_device_counter() ? static_cast<double>(*device_counter() + 1.0f)
+    return has_device_counter() ? static_cast<double>(next_count(*device_counter()))
                                 : bits_as<double>(words[operands + 1]);
   }
 

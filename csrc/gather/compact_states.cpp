@@ -7,6 +7,7 @@
 #include "gather/one_element_states.h"
 #include "gather/python_tensor.h"
 #include "storage/one_element.h"
+#include "tensors/checks.h"
 #include "tensors/compact.h"
 #include "tensors/layout.h"
 #include "tensors/new_tensors.h"
@@ -17,6 +18,8 @@ namespace {
 Format codes_format(Moment moment) {
   return moment == Moment::First ? Format::SignedCodes : Format::UnsignedCodes;
 }
+
+constexpr int kStepRow = 0;  // of rules that count steps
 
 std::string dtype_text(const at::Tensor& tensor) {
   return c10::toString(tensor.scalar_type());
@@ -32,6 +35,25 @@ std::optional<at::ScalarType> CompactStates::dtype_of(const AtHand& param, int r
   // Of all ranks' parts together, so that it doesn't depend on their number.
   const int64_t numel = unpack(param.found.object).unsafeGetTensorImpl()->numel();
   return numel < kFewestInCodes ? at::kFloat : kCodes;
+}
+
+at::Tensor CompactStates::as_begun(const AtHand& param, const at::Tensor& state,
+                                   std::optional<at::ScalarType> dtype, int row) {
+  const StateSpec& spec = rows_.rows[row].spec;
+  if (spec.begins_as == nullptr || !rule_.has_step || !has_master(param) ||
+      state.scalar_type() != at::kBFloat16 || dtype == at::kBFloat16)
+    return {};
+  check_operand(builder_.where, param.impl(), *state.unsafeGetTensorImpl(), spec.name);
+  builder_.locate(*state.unsafeGetTensorImpl(), spec.name);
+  const at::Tensor& step = unpack(param.found.values[kStepRow]);  // checked, as it comes first
+  const Format format = format_of(*step.unsafeGetTensorImpl());
+  if (step.is_cpu() && load_scalar(step.const_data_ptr(), format) != 0) return {};
+  const double first = value_of(param.group, rule_, spec.begins_as);
+  at::Tensor values = state.detach().to(at::kFloat);
+  at::Tensor has_begun = values.eq(static_cast<float>(c10::BFloat16(static_cast<float>(first))));
+  // A device is not waited for.
+  if (!step.is_cpu()) has_begun.logical_and_(step.detach().to(state.device()).eq(0));
+  return values.masked_fill_(has_begun, first);
 }
 
 /// Codes are computed in float, and counted as the parameter's elements are; and some states need

@@ -50,6 +50,12 @@ class CompactStates {
   /// the parameter's. kCodes stands for codes of either kind.
   std::optional<at::ScalarType> dtype_of(const AtHand& param, int row) const;
 
+  /// Beside a master, the float32 values of a state that a constructor made, in bfloat16, and that
+  /// nothing has stepped since: what it begins with, which bfloat16 has rounded. Of any other state
+  /// none. `dtype`: that it is to have.
+  at::Tensor as_begun(const AtHand& param, const at::Tensor& state,
+                      std::optional<at::ScalarType> dtype, int row);
+
   /// Whether an existing state, checked but for its dtype, is in codes.
   bool is_coded(const at::Tensor& state) const {
     return options_.has_compact &&

@@ -1,6 +1,7 @@
 #include "gather/group.h"
 
 #include <cmath>
+#include <iterator>
 #include <string>
 #include <string_view>
 
@@ -101,13 +102,13 @@ bool stochastic_rounding_of(PyObject* dict, bool of_optimizer) {
 }
 
 /// Reads the states that are on, and how they and the parameters are kept. `option`: what is being
-/// read, for errors.
+/// read, for errors. `has_options`: the group may say something of it.
 void read_states(ParamGroup& group, PyObject* dict, const RuleSpec& rule,
-                 const StepOptions& of_optimizer, const char*& option) {
+                 const StepOptions& of_optimizer, bool has_options, const char*& option) {
   group.stochastic_rounding = of_optimizer.stochastic_rounding;
   group.master_bits = of_optimizer.master_bits;
   StateDtypes dtypes = *of_optimizer.state_dtypes;
-  if (PyDict_GET_SIZE(dict) > of_optimizer.num_usual_keys) {
+  if (has_options) {
     option = "stochastic_rounding";
     group.stochastic_rounding = stochastic_rounding_of(dict, group.stochastic_rounding);
     option = "master_bits";
@@ -130,6 +131,14 @@ void read_states(ParamGroup& group, PyObject* dict, const RuleSpec& rule,
   }
 }
 
+void refuse_step_options(PyObject* group, const char* optimizer, Py_ssize_t number) {
+  for (size_t i = 0; i < std::size(kStepOptionNames); ++i)
+    if (get_item(group, step_option_keys()[i]) != nullptr)
+      throw StepOptionInGroup(std::string("fused_optim.") + optimizer + ": group " +
+                              std::to_string(number) + " has " + kStepOptionNames[i] +
+                              ", which is the whole optimizer's. Nothing was changed.");
+}
+
 }  // namespace
 
 ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rule,
@@ -146,9 +155,11 @@ ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rul
       read.values[i] = read_usual_number(value, rows.hyperparameters[i], name);
   }
   read.maximize = read_number(find(group, maximize_key(), "maximize"), "maximize") != 0;
+  const bool has_options = may_have_options(group);
+  if (has_options) refuse_step_options(group, optimizer, number);
   const char* option = nullptr;
   try {
-    read_states(read, group, rule, of_optimizer, option);
+    read_states(read, group, rule, of_optimizer, has_options, option);
   } catch (const std::invalid_argument& error) {
     throw std::runtime_error(std::string("fused_optim.") + optimizer + ": group " +
                              std::to_string(number) + ": " + option + " is " + error.what() +

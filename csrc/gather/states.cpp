@@ -178,6 +178,7 @@ void StateGatherer::add_existing(TensorEntry& entry, const AtHand& param, int ro
     return builder_.add_operand(entry, param.impl(), as_it_is, operand, name.name);
   }
   const std::optional<at::ScalarType> dtype = compact_.dtype_of(param, row);
+  const at::Tensor begun = compact_.as_begun(param, *state, dtype, row);
   if (compact_.is_coded(*state)) {
     check_place(builder_.where, param.impl(), *state->unsafeGetTensorImpl(), name.name);
     if (!dtype || *dtype == kCodes) return compact_.add_coded(entry, param, *state, row);
@@ -186,7 +187,9 @@ void StateGatherer::add_existing(TensorEntry& entry, const AtHand& param, int ro
   } else if (dtype == kCodes) {
     check_operand(builder_.where, param.impl(), *state->unsafeGetTensorImpl(), name.name);
     builder_.locate(*state->unsafeGetTensorImpl(), name.name);
-    return compact_.add_newly_coded(entry, param, state, row);
+    return compact_.add_newly_coded(entry, param, begun.defined() ? &begun : state, row);
+  } else if (begun.defined()) {
+    state = &replaced(entry.device, found, row, begun);
   } else {
     state = &in_dtype(entry.device, found, row, *state, dtype);
   }

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <optional>
+#include <stdexcept>
 
 #include "gather/state_dtypes.h"
 #include "reduce/norm.h"
@@ -15,6 +16,16 @@ namespace fused_optim {
 struct Found {
   at::Tensor grad_norm, skipped_steps;
   bool is_skipped = false;  // and the host knows, which then counts it
+};
+
+/// Options of the whole optimizer: no group may say otherwise.
+inline constexpr const char* kStepOptionNames[] = {"max_grad_norm", "skip_nonfinite", "zero_grads",
+                                                   "ema_decay",     "ema_dtype",      "norm_group",
+                                                   "rounding_seed"};
+
+/// Thrown where a group has one of them, which may have been written there by hand.
+struct StepOptionInGroup : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 struct StepOptions {
@@ -28,7 +39,6 @@ struct StepOptions {
   bool stochastic_rounding = false;
   uint64_t rounding_seed = 0;
   bool has_compact = false;  // whether states may be in compact formats
-  int num_usual_keys = 0;    // of a group that says nothing of how its tensors are kept
 
   at::Tensor grad_norm;      // before clipping: no dimensions, float64, on the first one's device
   at::Tensor skipped_steps;  // so far: likewise, int64

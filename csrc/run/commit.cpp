@@ -1,5 +1,6 @@
 #include "run/commit.h"
 
+#include "base/random.h"
 #include "gather/python_tensor.h"
 #include "rules/one_element_states.h"
 #include "rules/registry.h"
@@ -69,7 +70,7 @@ void advance_counters(TensorTable& table) {
     OneElementState& counter = compact.counter;
     if (counter.data == nullptr || counter.is_on_device) continue;
     // Parameters that share a counter advance it once for each.
-    counter.after = load_scalar(counter.data, counter.format) + 1;
+    counter.after = next_count(load_scalar(counter.data, counter.format));
     store_scalar(counter.data, counter.format, counter.after);
   }
 }
