@@ -4,6 +4,7 @@
 
 #include "bindings.h"
 #include "run/exchange.h"
+#include "run/signals_later.h"
 
 namespace fused_optim {
 namespace {
@@ -68,6 +69,10 @@ void add_bindings_for_contexts(py::module_& m) {
              self.cast<ExchangeContext&>().enter(self.attr("find_pairs"));
            })
       .def("__exit__", [](ExchangeContext& context, const py::args&) { context.exit(); });
+  py::class_<SignalsLater>(m, "SignalsLater")
+      .def(py::init<>())
+      .def("__enter__", &SignalsLater::enter)
+      .def("__exit__", [](SignalsLater& signals, const py::args&) { signals.exit(); });
 }
 
 }  // namespace fused_optim

@@ -54,13 +54,14 @@ def _told_step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -
     if across_ranks is None:
         _step(optimizer, None)
         return loss
-    with across_ranks.telling():
+    # Ctrl-C is raised once the step is done, as it is on the other ranks.
+    with _C.SignalsLater(), across_ranks.telling():
         fused.stage = PAST_TELLING
         told, fused.told_later = fused.told_later, None
         if told is not None:
             told.check(optimizer._name)
         _step(optimizer, across_ranks)
-    fused.told_later = across_ranks.told_later
+        fused.told_later = across_ranks.told_later
     return loss
 
 

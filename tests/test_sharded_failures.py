@@ -2,8 +2,6 @@
 rank waits in vain."""
 
 import contextlib
-import signal
-import time
 
 import pytest
 import torch
@@ -628,29 +626,6 @@ def no_parameters_on_one_rank():
 
 def test_no_parameters_on_one_rank(two):
     two.run(no_parameters_on_one_rank)
-
-
-def interrupted_exchange():
-    """Ctrl-C while it waits for the other rank, which then waits for the second exchange."""
-    optimizer = sharded_optimizer(foreach=True)
-    before = snapshot(optimizer)
-    if rank() == 0:
-
-        def interrupt(*_):
-            raise KeyboardInterrupt
-
-        signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-    else:
-        time.sleep(1)
-    with pytest.raises(KeyboardInterrupt if rank() == 0 else RuntimeError):
-        optimizer.step()
-    assert_same(snapshot(optimizer), before)
-    steps_again(optimizer)
-
-
-def test_an_exchange_before_torchs_step_that_is_interrupted(two):
-    two.run(interrupted_exchange)
 
 
 def world_made_anew(store):
