@@ -150,89 +150,6 @@ std::vector<std::string> scalar_states(int rule) {
   return names;
 }
 
-py::object get_state_dtype(const StepOptions& options) {
-  return py::reinterpret_steal<py::object>(object_of(*options.state_dtypes));
-}
-
-void set_state_dtype(StepOptions& options, const py::object& value) {
-  options.state_dtypes = std::make_shared<StateDtypes>(read_state_dtypes(value.ptr()));
-}
-
-py::object get_ema_dtype(const StepOptions& options) {
-  if (!options.ema_dtype) return py::none();
-  return py::reinterpret_steal<py::object>(object_of(*options.ema_dtype));
-}
-
-void set_ema_dtype(StepOptions& options, const py::object& value) {
-  if (value.is_none())
-    options.ema_dtype.reset();
-  else
-    options.ema_dtype = read_dtype(value.ptr(), false);
-}
-
-std::optional<int> get_master_bits(const StepOptions& options) {
-  return options.master_bits == 0 ? std::nullopt : std::optional(options.master_bits);
-}
-
-void set_master_bits(StepOptions& options, std::optional<int> bits) {
-  options.master_bits = bits.value_or(0);
-}
-
-template <at::Tensor StepOptions::* tensor>
-py::object get(const StepOptions& options) {
-  return wrap(options.*tensor);
-}
-
-template <at::Tensor StepOptions::* tensor>
-void set(StepOptions& options, const py::object& value) {
-  const at::Tensor replaced = options.*tensor;  // dropped last: that may run a finalizer
-  options.*tensor = value.is_none() ? at::Tensor() : tensor_in(value);
-}
-
-/// The context in which parameters hold their averages. Python calls its two methods without a
-/// frame of Python's between, where a signal handler could keep the second from being called.
-class ExchangeContext {
- public:
-  ExchangeContext(std::string optimizer, std::shared_ptr<Exchange> exchange)
-      : optimizer_(std::move(optimizer)), exchange_(std::move(exchange)) {}
-
-  /// `find_pairs()`: a list of (group, index, parameter, average, DTensors around them).
-  void enter(const py::object& find_pairs) {
-    const py::list found = find_pairs();
-    std::vector<ExchangePair> pairs;
-    for (const py::handle& item : found) {
-      const auto& [group, index, param, average, wrappers] =
-          item.cast<std::tuple<int64_t, int64_t, py::object, py::object, py::list>>();
-      if (!is_tensor(average.ptr()))
-        Where{optimizer_.c_str(), group, index}.fail(
-            kAverageName, std::string("is no tensor but ") + Py_TYPE(average.ptr())->tp_name);
-      pairs.push_back({group, index, tensor_in(param), tensor_in(average)});
-      for (const py::handle& wrapper : wrappers)
-        pairs.back().wrappers.push_back(tensor_in(wrapper));
-    }
-    try {
-      exchange_->begin(optimizer_, std::move(pairs));
-      has_begun_ = true;
-    } catch (python_error& error) {
-      rethrow(error);
-    }
-  }
-
-  void exit() {
-    if (!std::exchange(has_begun_, false)) return;
-    try {
-      exchange_->end();
-    } catch (python_error& error) {
-      rethrow(error);
-    }
-  }
-
- private:
-  std::string optimizer_;
-  std::shared_ptr<Exchange> exchange_;
-  bool has_begun_ = false;
-};
-
 void choose_isa_from_environment() {
   const char* name = std::getenv("FUSED_OPTIM_ISA");
   if (name != nullptr && *name != '\0') cpu::set_isa(name);
@@ -250,24 +167,8 @@ PYBIND11_MODULE(_C, m) {
                     py::module_::import("collections").attr("defaultdict").ptr());
   add_bindings_for_tests(m);
   add_bindings_for_compact(m);
-  py::register_local_exception<StepOptionInGroup>(m, "StepOptionInGroup", PyExc_RuntimeError);
-  py::class_<StepOptions>(m, "StepOptions")
-      .def(py::init<>())
-      .def_readwrite("max_grad_norm", &StepOptions::max_grad_norm)
-      .def_readwrite("skip_nonfinite", &StepOptions::skip_nonfinite)
-      .def_readwrite("zero_grads", &StepOptions::zero_grads)
-      .def_readwrite("ema_decay", &StepOptions::ema_decay)
-      .def_property("ema_dtype", get_ema_dtype, set_ema_dtype)
-      .def_property("state_dtype", get_state_dtype, set_state_dtype)
-      .def_property("master_bits", get_master_bits, set_master_bits)
-      .def_readwrite("stochastic_rounding", &StepOptions::stochastic_rounding)
-      .def_readwrite("rounding_seed", &StepOptions::rounding_seed)
-      .def_readwrite("has_compact", &StepOptions::has_compact)
-      .def_property_readonly("any", &StepOptions::any)
-      .def_property_readonly("needs_norm", &StepOptions::needs_norm)
-      .def_property("grad_norm", get<&StepOptions::grad_norm>, set<&StepOptions::grad_norm>)
-      .def_property("skipped_steps", get<&StepOptions::skipped_steps>,
-                    set<&StepOptions::skipped_steps>);
+  add_bindings_for_contexts(m);
+  add_bindings_for_options(m);
   m.def("step", &step_of, py::arg("rule"), py::arg("name"), py::arg("param_groups"),
         py::arg("state"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("options"),
         py::arg("exchange"), py::arg("across_ranks") = py::none());
@@ -287,19 +188,6 @@ PYBIND11_MODULE(_C, m) {
         py::arg("state"), py::arg("options"));
   m.def("grad_norm", &grad_norm, py::arg("gradients"), py::arg("norm_type"));
   m.def("clip_grads", &clip_grads, py::arg("gradients"), py::arg("norm"), py::arg("max_norm"));
-  py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
-      .def(py::init<>())
-      .def_property_readonly("is_active", &Exchange::is_active)
-      .def("__enter__", &Exchange::begin_step)
-      .def("__exit__", [](Exchange& exchange, const py::args&) { exchange.end_step(); });
-  // What finds the pairs is an attribute of the Python object, where the collector sees it.
-  py::class_<ExchangeContext>(m, "ExchangeContext")
-      .def(py::init<std::string, std::shared_ptr<Exchange>>())
-      .def("__enter__",
-           [](const py::object& self) {
-             self.cast<ExchangeContext&>().enter(self.attr("find_pairs"));
-           })
-      .def("__exit__", [](ExchangeContext& context, const py::args&) { context.exit(); });
   // Profilers of this thread or of all, execution traces; modes get a range as an operation.
   m.def("has_profiler_callbacks",
         [] { return at::hasCallbacks() || c10::impl::TorchDispatchModeTLS::any_modes_set(); });

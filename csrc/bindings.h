@@ -52,4 +52,10 @@ void add_bindings_for_tests(py::module_& m);
 /// Adds what checkpoints and masters ask of compact formats.
 void add_bindings_for_compact(py::module_& m);
 
+/// Adds what is entered and left by `with`.
+void add_bindings_for_contexts(py::module_& m);
+
+/// Adds StepOptions.
+void add_bindings_for_options(py::module_& m);
+
 }  // namespace fused_optim

@@ -106,15 +106,20 @@ def _clip_across_ranks(
     except RuntimeError:  # a parameter is placed in a way that has no norm
         norm_over(readable_placements(params)).tell_failure()
         raise
-    with across_ranks.telling():
-        _, norm = norm_for_torch(across_ranks, params)
-    if error_if_nonfinite and not math.isfinite(norm.item()):
-        raise _nonfinite(norm_type)
-    grads = [p.grad for p in params if p.grad is not None]
+    # Ctrl-C is raised once the gradients are clipped, as they are on the other ranks.
+    with _C.SignalsLater():
+        with across_ranks.telling():
+            _, norm = norm_for_torch(across_ranks, params)
+        if error_if_nonfinite and not math.isfinite(norm.item()):
+            raise _nonfinite(norm_type)
+        _clip_locals([p.grad for p in params if p.grad is not None], norm, max_norm)
+    return norm
+
+
+def _clip_locals(grads: list[Tensor], norm: Tensor, max_norm: float) -> None:
     locals_ = [local_of(grad) for grad in grads]  # of Partial ones, too: they are linear
     if _C.clip_grads(locals_, norm, max_norm) is not None:
         coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for local in locals_:
             local.mul_(coefficient.to(local.device))
     torch.autograd.graph.increment_version([grad for grad in grads if is_dtensor(grad)])
-    return norm

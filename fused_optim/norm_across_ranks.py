@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from fused_optim._C import SignalsLater
 from fused_optim.grid_of_ranks import FAILED, Row
 from fused_optim.norm_on_device import NUM_FLAGS, ROW_WIDTH, NormOnDevice, are_replicas
 from fused_optim.norm_plan import NormPlan
@@ -52,8 +53,6 @@ class NormAcrossRanks:
         self.found_inf = 0.0 if found_inf is None else found_inf
         #: Whether the other ranks wait for this one to exchange what it has.
         self.is_owed = True
-        #: Whether they wait for one more if none fails in the one that is under way.
-        self._follows = False
         #: Whether an exchange was made.
         self.is_done = False
         #: What the norm is made of, the same on all ranks: sums of powers, or largest values.
@@ -73,20 +72,22 @@ class NormAcrossRanks:
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """Inside, an error is told to the other ranks, unless they know already."""
+        """Inside, an error is told to the other ranks, unless they know already.
+
+        What is around it keeps signals back, which would come between an exchange and what follows.
+        """
         try:
             yield
-        except BaseException as error:
-            # What interrupts an exchange (Ctrl-C) is raised once it is done.
-            is_interrupted = not isinstance(error, Exception)
-            if self.is_owed or (self._follows and is_interrupted):
+        except BaseException:
+            if self.is_owed:
                 self.tell_failure()
             raise
 
     def tell_failure(self) -> None:
         """Takes part in the exchange as a rank that has failed, and raises no error of its own."""
         self.found_inf = 0.0  # it may be what is wrong
-        with contextlib.suppress(Exception):  # says that this rank has failed
+        # What it suppresses says that this rank has failed.
+        with SignalsLater(), contextlib.suppress(Exception):
             self.exchange(self.zeros(), has_failed=True)
 
     def norm(self) -> Tensor:
@@ -131,7 +132,6 @@ class NormAcrossRanks:
         Raises:
             RuntimeError: if a rank has failed, or if ranks have no replicas where they should.
         """
-        self._follows = takes_torch and not is_last
         if self.device.type != "cpu":
             return self._exchange_on_device(sums, [has_failed, takes_torch, redistributed])
         own = self.plan.own

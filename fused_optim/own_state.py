@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from fused_optim.norm_plan import NormPlan
     from fused_optim.told_later import ToldLater
 
-__all__ = ["BEGUN", "NOT_STEPPING", "PAST_TELLING", "OwnState", "OwnStateOf"]
+__all__ = ["BEGUN", "CALLING", "NOT_STEPPING", "PAST_TELLING", "OwnState", "OwnStateOf"]
 
-#: How far a step is. Begun, hooks run around what is happening, and other ranks may wait for this
-#: one's part of a norm; past that, they have it or know that they never will.
-NOT_STEPPING, BEGUN, PAST_TELLING = range(3)
+#: How far a step is. Calling hooks or the closure, it has steps in it that are whole ones, of their
+#: own; once it has begun, a step within it is a part of it, that of a class above. In both other
+#: ranks may wait for this one's part of a norm; past that, they have it or know that they never
+#: will.
+NOT_STEPPING, CALLING, BEGUN, PAST_TELLING = range(4)
 
 #: Options, and what steps find.
 _SAVED = (

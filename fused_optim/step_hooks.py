@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torchs_module
 
 from fused_optim import _C
-from fused_optim.own_state import BEGUN, PAST_TELLING
+from fused_optim.own_state import BEGUN, CALLING, NOT_STEPPING, PAST_TELLING
 from fused_optim.shards import tell_failure
 from fused_optim.torch_class import unhooked
 
@@ -56,7 +56,7 @@ def with_hooks(bare: StepT) -> StepT:
         bare: the step of a fused optimizer's class, or of a user's subclass of it.
     """
     torchs = Optimizer.profile_hook_step(bare)
-    torchs_watched = Optimizer.profile_hook_step(_noting_its_end(bare))
+    torchs_watched = Optimizer.profile_hook_step(_between_hooks(bare))
 
     @functools.wraps(bare)
     def step(self: "FusedOptimizer", /, *args: Any, **kwargs: Any) -> Any:
@@ -67,26 +67,27 @@ def with_hooks(bare: StepT) -> StepT:
                 return untraced(self, *args, **kwargs)
             return torchs(self, *args, **kwargs) if is_outer else bare(self, *args, **kwargs)
         own = self._fused
+        stage_around = own.stage
         # The outermost is never inside: a closure that steps again makes a step of its own.
-        if own.stage and type(self).step is not step:
+        is_inside = stage_around != NOT_STEPPING and type(self).step is not step
+        if is_inside and stage_around != CALLING:
             return bare(self, *args, **kwargs)
-        stage_around, own.stage = own.stage, BEGUN
         try:
-            if (
-                self._optimizer_step_pre_hooks
-                or torchs_module._global_optimizer_pre_hooks
-                or _is_observed()
-            ):
+            if not is_inside and _has_work_before(self):
+                own.stage = CALLING
                 return torchs_watched(self, *args, **kwargs)
+            own.stage = BEGUN
             result = bare(self, *args, **kwargs)
+            own.stage = PAST_TELLING
+            if is_inside:
+                return result
             self._optimizer_step_code()
             # Asked only now: the closure may have brought some.
             if self._optimizer_step_post_hooks or torchs_module._global_optimizer_post_hooks:
-                own.stage = PAST_TELLING
                 _run_post_hooks(self, (self, *args), kwargs)
             return result
         except BaseException:
-            if own.stage == BEGUN:
+            if own.stage in (CALLING, BEGUN):
                 tell_failure(self)
             raise
         finally:
@@ -97,11 +98,21 @@ def with_hooks(bare: StepT) -> StepT:
     return cast(StepT, step)
 
 
-def _noting_its_end(bare: Callable[..., Any]) -> Callable[..., Any]:
-    """The same step; what follows it is no failure of the step."""
+def _has_work_before(optimizer: "FusedOptimizer") -> bool:
+    """Whether there is something that torch's wrapper does before a step."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or torchs_module._global_optimizer_pre_hooks
+        or _is_observed()
+    )
+
+
+def _between_hooks(bare: Callable[..., Any]) -> Callable[..., Any]:
+    """The same step; what is around it are hooks."""
 
     @functools.wraps(bare)
     def step(self: "FusedOptimizer", /, *args: Any, **kwargs: Any) -> Any:
+        self._fused.stage = BEGUN
         result = bare(self, *args, **kwargs)
         self._fused.stage = PAST_TELLING
         return result

@@ -7,7 +7,7 @@ import torch
 
 from fused_optim import _C
 from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
-from fused_optim.own_state import BEGUN, PAST_TELLING
+from fused_optim.own_state import BEGUN, CALLING, PAST_TELLING
 from fused_optim.shards import norm_across_ranks, tell_failure
 from fused_optim.step_options import remove_written_step_options
 from fused_optim.torch_class import check_graph_capture
@@ -28,7 +28,7 @@ def step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -> Any:
         return _told_step(optimizer, closure)
     except BaseException:
         # Here, since a subclass's step may catch it.
-        if fused.stage == BEGUN:
+        if fused.stage in (CALLING, BEGUN):
             fused.stage = PAST_TELLING
             tell_failure(optimizer)
         raise
@@ -45,26 +45,25 @@ def _told_step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -
         # CUDA graphs are for optimizers whose groups say capturable=True: torch's own check.
         check_graph_capture(optimizer)
     # First: it may change options and parameters, from which the norm follows.
-    loss = _loss_of(closure)
+    loss = None
+    if closure is not None:
+        fused.stage = CALLING
+        with torch.enable_grad():
+            loss = closure()
+        fused.stage = BEGUN
     across_ranks = norm_across_ranks(optimizer) if fused.options.needs_norm else None
     if across_ranks is None:
         _step(optimizer, None)
         return loss
-    with across_ranks.telling():
+    # Ctrl-C is raised once the step is done, as it is on the other ranks.
+    with _C.SignalsLater(), across_ranks.telling():
         fused.stage = PAST_TELLING
         told, fused.told_later = fused.told_later, None
         if told is not None:
             told.check(optimizer._name)
         _step(optimizer, across_ranks)
-    fused.told_later = across_ranks.told_later
+        fused.told_later = across_ranks.told_later
     return loss
-
-
-def _loss_of(closure: Callable[[], Any] | None) -> Any:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
 
 
 def _step(optimizer: "FusedOptimizer", across_ranks: "NormAcrossRanks | None") -> None:

@@ -2,8 +2,6 @@
 rank waits in vain."""
 
 import contextlib
-import signal
-import time
 
 import pytest
 import torch
@@ -284,6 +282,53 @@ def hook_steps_and_raises():
 
 def test_a_hook_that_steps(two):
     two.run(hook_steps_and_raises)
+
+
+def steps_as_the_class_above_and_raises(where):
+    """A hook or closure that does the step of the class above, a whole one, and then raises."""
+    params, _ = make(line())
+    optimizer = stepped(Subclass(params, lr=0.1, max_grad_norm=0.5))
+
+    def call(*_):
+        fused_optim.AdamW.step(optimizer)
+        if rank() == 0:
+            raise Failure
+
+    handle = optimizer.register_step_pre_hook(call) if where == "hook" else None
+    with pytest.raises(Failure if rank() == 0 else RuntimeError) as raised:
+        optimizer.step(call if where == "closure" else None)
+    assert rank() == 0 or "met with an error on rank 0" in str(raised.value)
+    if handle is not None:
+        handle.remove()
+    assert optimizer.state[params[0]]["step"] == 2
+    assert optimizer._fused.stage == NOT_STEPPING
+    steps_again(optimizer)
+
+
+@pytest.mark.parametrize("where", ["hook", "closure"])
+def test_a_step_of_the_class_above_in_a_step(two, where):
+    two.run(steps_as_the_class_above_and_raises, where)
+
+
+class SubclassOfSubclass(Subclass):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def fails_in_the_step_of_the_class_above():
+    """Before it has asked for the norm: told twice, of it and of the step around the hook."""
+    params, _ = make(line())
+    optimizer = stepped(SubclassOfSubclass(params, lr=0.1, max_grad_norm=0.5))
+    optimizer.raises = rank() == 0
+    handle = optimizer.register_step_pre_hook(lambda *_: Subclass.step(optimizer))
+    fails_on_one_rank(optimizer, Failure)
+    handle.remove()
+    optimizer.raises = False
+    steps_again(optimizer)
+
+
+def test_a_step_of_the_class_above_that_fails(two):
+    two.run(fails_in_the_step_of_the_class_above)
 
 
 def raises_after(asks_late, observed):
@@ -581,29 +626,6 @@ def no_parameters_on_one_rank():
 
 def test_no_parameters_on_one_rank(two):
     two.run(no_parameters_on_one_rank)
-
-
-def interrupted_exchange():
-    """Ctrl-C while it waits for the other rank, which then waits for the second exchange."""
-    optimizer = sharded_optimizer(foreach=True)
-    before = snapshot(optimizer)
-    if rank() == 0:
-
-        def interrupt(*_):
-            raise KeyboardInterrupt
-
-        signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-    else:
-        time.sleep(1)
-    with pytest.raises(KeyboardInterrupt if rank() == 0 else RuntimeError):
-        optimizer.step()
-    assert_same(snapshot(optimizer), before)
-    steps_again(optimizer)
-
-
-def test_an_exchange_before_torchs_step_that_is_interrupted(two):
-    two.run(interrupted_exchange)
 
 
 def world_made_anew(store):
