@@ -208,7 +208,9 @@ class NormAcrossRanks:
         on_device = NormOnDevice(self.device, self._count, self.is_max)
         row = on_device.row(self.plan.own, sums, self.found_inf, flags)
         self.is_owed, self.is_done = False, True
-        contributions, ranks, status = on_device.conclude(row, self.plan.grid.groups, self.group)
+        contributions, ranks, status = on_device.conclude(
+            row, self.plan.grid.groups, self.group, self.plan.asked
+        )
         self.contributions = contributions
         self.has_overflowed = ((status[:, 0] != 0) | (status[:, 1] != 0)).any().float()[None]
         if not torch.cuda.is_current_stream_capturing():

@@ -15,7 +15,7 @@ from fused_optim.rows_of_ranks import gather_rows
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["NUM_FLAGS", "ROW_WIDTH", "NormOnDevice", "are_replicas"]
+__all__ = ["MISFIT", "NUM_FLAGS", "ROW_WIDTH", "NormOnDevice", "are_replicas"]
 
 #: Sums that differ by more are of different tensors. Reductions give all ranks the same bits; what
 #: remains is arithmetic in another order. Independent tensors of a billion elements differ by more.
@@ -26,6 +26,9 @@ ROW_WIDTH = 64
 
 #: At the end of a row: overflow, failed, takes torch's step, redistributes gradients.
 NUM_FLAGS = 4
+
+#: What is added to "failed" where ranks have other plans, or no replicas where they should.
+MISFIT = 2.0
 
 
 def are_replicas(larger: Any, smaller: Any) -> Any:
@@ -64,9 +67,20 @@ class NormOnDevice:
         )
 
     def conclude(
-        self, row: Tensor, groups: "Sequence[ProcessGroup]", over: "ProcessGroup | None"
+        self,
+        row: Tensor,
+        groups: "Sequence[ProcessGroup]",
+        over: "ProcessGroup | None",
+        asked: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the norm is made of; and of all ranks that were asked their numbers and flags."""
+        """What the norm is made of; and of all ranks that were asked their numbers and flags.
+
+        Args:
+            row: this rank's.
+            groups: of the parameters' meshes.
+            over: the group that has all of them.
+            asked: what must be the same on all of its ranks.
+        """
         count = self.count
         rows = gather_rows(row, groups)
         ranks, plans, names = rows[:, 0], rows[:, 1], rows[:, 2 : 2 + count]
@@ -77,15 +91,25 @@ class NormOnDevice:
             parts.append(self._of_replicas(ranks, plain))
             # No replicas where they should be, or other plans: a step of none.
             problems = [(part > 0).sum() > 1 for part in parts] + [(plans != plans[0]).any()]
-            status[:, 1] += torch.stack(problems).any()
+            status[:, 1] += MISFIT * torch.stack(problems).any()
             return torch.cat(parts), ranks, status
+        status[:, 1] += MISFIT * (plans != plans[0]).any()
         # What several ranks have together is given by the first of them.
-        status[:, 1] += (plans != plans[0]).any()
         is_first = ranks[0] == row[0]
         shared = [torch.where(is_first, part, 0.0) for part in parts]
         given = self._combined(torch.cat([row[2 + count : 3 + count], *shared]))
-        rows = gather_rows(torch.cat([row[:1], given, status.amax(0)]), [over])
-        return rows[:, 1].contiguous(), rows[:, 0], rows[:, 2:]
+        return self._over_group(row, given, status.amax(0), over, asked)
+
+    def _over_group(
+        self, row: Tensor, given: Tensor, flags: Tensor, over: "ProcessGroup", asked: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        begin = [row[:1], self._numbers([asked]), given]
+        # As wide as a row of a grid, which is what a rank of another plan may meet in it.
+        room = row.new_zeros(-(3 + NUM_FLAGS) % ROW_WIDTH)
+        rows = gather_rows(torch.cat([*begin, room, flags]), [over])
+        status = rows[:, -NUM_FLAGS:].clone()
+        status[:, 1] += MISFIT * (rows[:, 1] != rows[0, 1]).any()
+        return rows[:, 2].contiguous(), rows[:, 0], status
 
     def _combined(self, values: Tensor) -> Tensor:
         return (values.max() if self.is_max else values.sum())[None]
@@ -93,7 +117,8 @@ class NormOnDevice:
     def _of_replicas(self, names: Tensor, values: Tensor) -> Tensor:
         """The sums of different tensors, zero for those that replicate another one."""
         sums = values.new_zeros(dist.get_world_size())
-        places = names.clamp(min=0).long()
+        # -1 where a rank has none; any number in the row of a rank with another plan.
+        places = names.clamp(0, len(sums) - 1).long()
         sums.scatter_reduce_(0, places, values, "amax" if self.is_max else "sum")
         sums = sums.sort(descending=True).values
         is_new = torch.ones_like(sums, dtype=torch.bool)

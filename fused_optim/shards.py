@@ -10,6 +10,7 @@ import contextlib
 import gc
 import math
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
     from fused_optim.norm_across_ranks import NormAcrossRanks
     from fused_optim.norm_plan import NormPlan
     from fused_optim.optimizer import FusedOptimizer
+    from fused_optim.own_state import OwnState
+    from fused_optim.told_later import ToldLater
 
 __all__ = [
     "constructed_by",
+    "keeping_what_is_told",
     "norm_across_ranks",
     "owned_by",
     "readable_placements",
@@ -117,7 +121,26 @@ def tell_failure(optimizer: "FusedOptimizer") -> None:
     with contextlib.suppress(Exception):
         across_ranks = _made_anyhow(optimizer)
         if across_ranks is not None:
-            across_ranks.tell_failure()
+            with keeping_what_is_told(optimizer._fused, across_ranks):
+                across_ranks.tell_failure()
+
+
+@contextlib.contextmanager
+def keeping_what_is_told(
+    own: "OwnState", across_ranks: "NormAcrossRanks"
+) -> "Iterator[ToldLater | None]":
+    """Inside, an exchange is made; gives what a device has told of the one before.
+
+    What it tells of this one is for the next step, also on a rank that has failed in this: there
+    all ranks raise, none steps alone. Where a rank has failed in the step before, all raise in this
+    one, each telling the others, and then nothing is left to be told.
+    """
+    told, own.told_later = own.told_later, None
+    try:
+        yield told
+    finally:
+        if told is None or not told.says_failed():
+            own.told_later = across_ranks.told_later
 
 
 def _made_anyhow(optimizer: "FusedOptimizer") -> "NormAcrossRanks | None":

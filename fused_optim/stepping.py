@@ -8,7 +8,7 @@ import torch
 from fused_optim import _C
 from fused_optim.fallback import ASKED_FOR, OWN_INIT_GROUP, Fallback, note
 from fused_optim.own_state import BEGUN, CALLING, PAST_TELLING
-from fused_optim.shards import norm_across_ranks, tell_failure
+from fused_optim.shards import keeping_what_is_told, norm_across_ranks, tell_failure
 from fused_optim.step_options import remove_written_step_options
 from fused_optim.torch_class import check_graph_capture
 from fused_optim.torch_step import torch_step
@@ -56,13 +56,12 @@ def _told_step(optimizer: "FusedOptimizer", closure: Callable[[], Any] | None) -
         _step(optimizer, None)
         return loss
     # Ctrl-C is raised once the step is done, as it is on the other ranks.
-    with _C.SignalsLater(), across_ranks.telling():
+    with _C.SignalsLater():
         fused.stage = PAST_TELLING
-        told, fused.told_later = fused.told_later, None
-        if told is not None:
-            told.check(optimizer._name)
-        _step(optimizer, across_ranks)
-        fused.told_later = across_ranks.told_later
+        with keeping_what_is_told(fused, across_ranks) as told, across_ranks.telling():
+            if told is not None:
+                told.check(optimizer._name)
+            _step(optimizer, across_ranks)
     return loss
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_optim.norm_on_device import MISFIT
+
 __all__ = ["ToldLater", "check_none_has_failed"]
 
 
@@ -19,12 +21,28 @@ class ToldLater:
         self._event = make_event()
         self._event.record()
 
+    def says_failed(self) -> bool:
+        """Whether a rank has failed in the step before, which the device has done by now."""
+        return any(failed != 0 for _, failed in self._read())
+
     def check(self, name: str) -> None:
-        """Raises RuntimeError if a rank has failed in the step before, which the device has done by
-        now."""
+        """Raises RuntimeError if a rank has failed in the step before."""
+        told = self._read()
+        if any(failed >= MISFIT for _, failed in told):
+            raise RuntimeError(
+                f"fused_optim.{name}: in the step before, ranks that share a norm had parameters "
+                "that are placed differently, another max_grad_norm, skip_nonfinite or norm_group, "
+                "or no replicas where they should. Nothing was changed."
+            )
+        check_none_has_failed(
+            name, (rank for rank, failed in told if failed != 0), "the step before"
+        )
+
+    def _read(self) -> list[list[float]]:
+        """(rank, whether it failed) of each."""
         self._event.synchronize()
-        who = (rank for rank, failed in self._told.T.tolist() if failed != 0)
-        check_none_has_failed(name, who, "the step before")
+        told: list[list[float]] = self._told.T.tolist()
+        return told
 
 
 def check_none_has_failed(name: str, failed: Iterable[float], which: str) -> None:

@@ -628,6 +628,21 @@ def test_no_parameters_on_one_rank(two):
     two.run(no_parameters_on_one_rank)
 
 
+def no_group_on_one_rank():
+    optimizer = sharded_optimizer()
+    optimizer.norm_group = None if rank() == 0 else dist.group.WORLD
+    before = snapshot(optimizer)
+    with pytest.raises(
+        RuntimeError, match="or another max_grad_norm, skip_nonfinite or norm_group"
+    ):
+        optimizer.step()
+    assert_same(snapshot(optimizer), before)
+
+
+def test_no_group_on_one_rank(two):
+    two.run(no_group_on_one_rank)
+
+
 def world_made_anew(store):
     """Where the mesh finds its group by name, and the one of before is gone."""
     optimizer = sharded_optimizer()

@@ -170,10 +170,11 @@ std::vector<ParamGroup> read_groups(const StepArguments& arguments, const StepOp
     throw NotFused("param_groups is no plain list, or state no plain dict");
   std::vector<ParamGroup> read;
   read.reserve(PyList_GET_SIZE(groups));
+  LastKeys last;
   // What a group's values run may change the list of groups.
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(groups); ++i) {
     THPObjectPtr group = owned(PyList_GET_ITEM(groups, i));
-    read.push_back(read_group(group, rows_of(arguments.rule), kRules[arguments.rule], options,
+    read.push_back(read_group(group, rows_of(arguments.rule), kRules[arguments.rule], options, last,
                               arguments.name, i));
   }
   return read;

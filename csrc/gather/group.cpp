@@ -16,23 +16,6 @@
 namespace fused_optim {
 namespace {
 
-PyObject* find(PyObject* group, PyObject* key, const char* name) {
-  PyObject* value = get_item(group, key);
-  if (value == nullptr) throw NotFused(std::string("a parameter group has no '") + name + "'");
-  return value;
-}
-
-PyObject* find_value(PyObject* group, const HyperparameterKey& key, const char* name) {
-  PyObject* value = find(group, key.key, name);
-  if (key.item < 0) return value;
-  const bool is_list = PyList_CheckExact(value);
-  if (!is_list && !PyTuple_CheckExact(value))
-    throw NotFused(std::string("'") + name + "' is not in a tuple");
-  const Py_ssize_t size = is_list ? PyList_GET_SIZE(value) : PyTuple_GET_SIZE(value);
-  if (key.item >= size) throw NotFused(std::string("'") + name + "' is missing");
-  return is_list ? PyList_GET_ITEM(value, key.item) : PyTuple_GET_ITEM(value, key.item);
-}
-
 THPObjectPtr read_params(PyObject* group) {
   PyObject* params = is_plain_dict(group) ? get_item(group, params_key()) : nullptr;
   if (params == nullptr || !PyList_CheckExact(params))
@@ -40,8 +23,19 @@ THPObjectPtr read_params(PyObject* group) {
   return owned(params);
 }
 
-double read_usual_number(PyObject* object, const HyperparameterKey& key, const char* name) {
-  const double value = read_number(object, name);
+/// Whether reading this number runs no code of the user's.
+bool is_plain_number(PyObject* value) {
+  return PyFloat_CheckExact(value) || PyBool_Check(value) || PyLong_CheckExact(value);
+}
+
+double read_number_of(GroupItems& items, PyObject* value, const char* name) {
+  if (!is_plain_number(value)) items.may_have_changed();
+  return read_number(value, name);
+}
+
+double read_usual_number(GroupItems& items, PyObject* object, const HyperparameterKey& key,
+                         const char* name) {
+  const double value = read_number_of(items, object, name);
   if (key.is_flag) return value != 0.0;
   if (value >= key.lowest && value <= key.highest) return value;
   throw NotFused(std::string("'") + name + "' is " + std::to_string(value) +
@@ -142,20 +136,22 @@ void refuse_step_options(PyObject* group, const char* optimizer, Py_ssize_t numb
 }  // namespace
 
 ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rule,
-                      const StepOptions& of_optimizer, const char* optimizer, Py_ssize_t number) {
+                      const StepOptions& of_optimizer, LastKeys& last, const char* optimizer,
+                      Py_ssize_t number) {
   ParamGroup read;
   read.params = read_params(group);
   if (PyList_GET_SIZE(read.params.get()) == 0) return read;
-  for (size_t i = 0; i < rows.hyperparameters.size(); ++i) {
+  GroupItems items(group, rows, last);
+  for (int i = 0; i < rule.num_hyperparameters; ++i) {
     const char* name = rule.hyperparameters[i];
-    PyObject* value = find_value(group, rows.hyperparameters[i], name);
+    PyObject* value = items.hyperparameter(i, name);
     if (is_device_number(value))
       read.tensors.emplace_back(i, unpack(value));
     else
-      read.values[i] = read_usual_number(value, rows.hyperparameters[i], name);
+      read.values[i] = read_usual_number(items, value, rows.hyperparameters[i], name);
   }
-  read.maximize = read_number(find(group, maximize_key(), "maximize"), "maximize") != 0;
-  const bool has_options = may_have_options(group);
+  read.maximize = read_number_of(items, items.maximize(), "maximize") != 0;
+  const bool has_options = items.may_have_options();
   if (has_options) refuse_step_options(group, optimizer, number);
   const char* option = nullptr;
   try {

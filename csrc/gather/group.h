@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "gather/group_items.h"
 #include "gather/state_dtypes.h"
 #include "gather/state_rows.h"
 #include "gather/step_options.h"
@@ -33,10 +34,11 @@ struct ParamGroup {
 
 /// Reads a group. Throws NotFused where the group is mangled, or where a value is one that torch's
 /// own step treats in a way of its own: where torch raises, or tests for more than zero.
-/// `of_optimizer`: how tensors are kept where the group doesn't say. `optimizer`, `number`: for
-/// errors.
+/// `of_optimizer`: how tensors are kept where the group doesn't say. `last`: of the group before.
+/// `optimizer`, `number`: for errors.
 ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rule,
-                      const StepOptions& of_optimizer, const char* optimizer, Py_ssize_t number);
+                      const StepOptions& of_optimizer, LastKeys& last, const char* optimizer,
+                      Py_ssize_t number);
 
 /// The value of a hyperparameter of the rule, read on the host wherever it is.
 double value_of(const ParamGroup& group, const RuleSpec& rule, const char* hyperparameter);

@@ -1,12 +1,9 @@
 #include "gather/lookup.h"
 
-#include <bitset>
-#include <iterator>
-
 #include "base/errors.h"
+#include "gather/group_items.h"
 #include "gather/python_dict.h"
 #include "gather/python_tensor.h"
-#include "gather/step_options.h"
 #include "rules/registry.h"
 
 namespace fused_optim {
@@ -18,15 +15,7 @@ PyObject* g_maximize_key;
 PyObject* g_state_dtype_key;
 PyObject* g_master_bits_key;
 PyObject* g_stochastic_rounding_key;
-PyObject* g_step_option_keys[std::size(kStepOptionNames)];
-/// A bit for each hash, but for its upper ones, that an option of a group or a step has.
-std::bitset<4096> g_option_hashes;
 PyTypeObject* g_defaultdict_type;
-
-/// Of a string that is a key of a dict, which has asked for it.
-size_t hash_of(PyObject* key) {
-  return static_cast<size_t>(reinterpret_cast<PyASCIIObject*>(key)->hash);
-}
 
 template <class T>
 void prefetch(const T* object) {
@@ -132,13 +121,6 @@ void prefetch_storage(const c10::TensorImpl& tensor) {
   if (storage) prefetch(storage.unsafeGetStorageImpl());
 }
 
-void note_option_hashes() {
-  std::vector<PyObject*> keys = {g_state_dtype_key, g_master_bits_key, g_stochastic_rounding_key};
-  keys.insert(keys.end(), std::begin(g_step_option_keys), std::end(g_step_option_keys));
-  for (PyObject* key : keys)
-    g_option_hashes.set(static_cast<size_t>(PyObject_Hash(key)) % g_option_hashes.size());
-}
-
 }  // namespace
 
 PyTypeObject* parameter_type;
@@ -160,17 +142,6 @@ PyObject* master_bits_key() {
 }
 PyObject* stochastic_rounding_key() {
   return g_stochastic_rounding_key;
-}
-std::span<PyObject* const> step_option_keys() {
-  return g_step_option_keys;
-}
-
-bool may_have_options(PyObject* group) {
-  PyObject *key, *value;
-  for (Py_ssize_t position = 0; PyDict_Next(group, &position, &key, &value);)
-    if (!PyUnicode_CheckExact(key) || g_option_hashes[hash_of(key) % g_option_hashes.size()])
-      return true;
-  return false;
 }
 
 bool is_plain_dict(PyObject* object) {
@@ -248,9 +219,7 @@ void initialize_lookup(PyObject* parameter, PyObject* defaultdict_type) {
   g_state_dtype_key = intern("state_dtype");
   g_master_bits_key = intern("master_bits");
   g_stochastic_rounding_key = intern("stochastic_rounding");
-  for (size_t i = 0; i < std::size(kStepOptionNames); ++i)
-    g_step_option_keys[i] = intern(kStepOptionNames[i]);
-  note_option_hashes();
+  initialize_group_items();
   initialize_sharded();
   for (int rule = 0; rule < kNumRules; ++rule) g_rows[rule] = intern_rows(kRules[rule]);
 }

@@ -21,14 +21,6 @@ PyObject* maximize_key();
 PyObject* state_dtype_key();
 PyObject* master_bits_key();
 PyObject* stochastic_rounding_key();
-/// Of kStepOptionNames.
-std::span<PyObject* const> step_option_keys();
-
-/// Whether one of a group's keys may be an option, the group's or the whole optimizer's. False is
-/// certain, and nearly all that says no more than torch's: a look at each key is cheaper than
-/// lookups of all that might be there.
-bool may_have_options(PyObject* group);
-
 /// torch.nn.Parameter as Python has it.
 extern PyTypeObject* parameter_type;
 
