@@ -118,6 +118,25 @@ def test_options_changed_meanwhile_hold_from_the_next_step():
     assert not params[0].grad.any()
 
 
+def test_a_hyperparameter_that_writes_an_option_into_its_group():
+    """It is read after the group's values, as it is in the group after this one."""
+    params = make_params([(300,), (300,)])
+    set_grads(params, seed=0)
+    optimizer = fused_optim.AdamW([{"params": [p]} for p in params])
+    groups = optimizer.param_groups
+    for options in ({"state_dtype": torch.bfloat16}, {"max_grad_norm": 1.0}):
+        for group in groups:
+            group["lr"] = Number(0.1, lambda group=group, options=options: group.update(options))
+        if "state_dtype" in options:
+            optimizer.step()
+            continue
+        with pytest.raises(RuntimeError, match="group 0 has max_grad_norm=1.0"):
+            optimizer.step()
+    for p in params:
+        assert optimizer.state[p]["step"] == 1
+        assert optimizer.state[p]["exp_avg"].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["lr", "eps", "betas", "maximize"])
 def test_keys_of_groups_that_run_code(name):
     """What a look-up of one value runs frees the others."""

@@ -53,7 +53,8 @@ GroupItems::GroupItems(PyObject* group, const RuleRows& rows, LastKeys& last)
     for (uint32_t rest = uses & kOfHyperparameters; rest != 0; rest &= rest - 1)
       hyperparameters_[__builtin_ctz(rest)] = value;
     if ((uses & kIsMaximize) != 0) maximize_ = value;
-    may_have_options_ |= (uses & kMayBeOption) != 0;
+    if ((uses & kMayBeOption) == 0) continue;
+    may_have_options_ = true;
     has_other_keys |= !PyUnicode_CheckExact(key);
   }
   // A lookup compares them, which is code of the user's.
