@@ -69,6 +69,7 @@ void add_bindings_for_contexts(py::module_& m) {
              self.cast<ExchangeContext&>().enter(self.attr("find_pairs"));
            })
       .def("__exit__", [](ExchangeContext& context, const py::args&) { context.exit(); });
+  SignalsLater::prepare();
   py::class_<SignalsLater>(m, "SignalsLater")
       .def(py::init<>())
       .def("__enter__", &SignalsLater::enter)

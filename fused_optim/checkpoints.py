@@ -33,7 +33,7 @@ def decoded_states(optimizer: "FusedOptimizer") -> Iterator[None]:
     def decode(_: object, state_dict: dict[str, Any]) -> dict[str, Any]:
         return with_decoded_states(optimizer, state_dict)
 
-    with optimizer._fused.decoding:
+    with optimizer._fused.decoding():
         hook = optimizer.register_state_dict_post_hook(decode, prepend=True)
         try:
             yield

@@ -1,6 +1,8 @@
 """What a fused optimizer has beyond what its torch class has, in one object."""
 
+import os
 import threading
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, overload
 
 from fused_optim import _C
@@ -72,10 +74,14 @@ class OwnState:
         self.supports_amp_scaling: bool | None = None
         #: Whether a state may have another dtype than its parameter.
         self.has_dtypes = False
-        #: Held while a state dict is made that has floats in the place of codes.
-        self.decoding = threading.RLock()
+        self._decoding: dict[int, AbstractContextManager[Any]] = {}
         #: The state dict that is being loaded, None while none is.
         self.loading: dict[str, Any] | None = None
+
+    def decoding(self) -> AbstractContextManager[Any]:
+        """What is held while a state dict is made that has floats in the place of codes. A forked
+        process has one of its own: the thread that holds another one is not in it."""
+        return self._decoding.setdefault(os.getpid(), threading.RLock())
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or pickle keeps: options, findings, whose share. Of the process group a

@@ -114,11 +114,11 @@ def tell_failure(optimizer: "FusedOptimizer") -> None:
     """Tells the ranks that wait for this one's part of a norm that its step has failed.
 
     Whatever it was that failed, also where it was the making of that norm, and nothing else is
-    raised for it.
+    raised for it, but what Ctrl-C raises afterwards.
     """
     if not optimizer._fused.options.needs_norm:
         return
-    with contextlib.suppress(Exception):
+    with _C.SignalsLater(), contextlib.suppress(Exception):
         across_ranks = _made_anyhow(optimizer)
         if across_ranks is not None:
             with keeping_what_is_told(optimizer._fused, across_ranks):

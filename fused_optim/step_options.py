@@ -139,12 +139,19 @@ def _check_step_options(
 ) -> None:
     for name in names:
         own = getattr(optimizer, name)
-        if group[name] != own:
+        if _says_otherwise(group[name], own):
             raise ValueError(
                 f"fused_optim.{optimizer._name}: {what} has {name}={group[name]!r}, but {name} is "
                 f"the whole optimizer's, where it is {own!r}: give it to the constructor, or set "
                 f"optimizer.{name}"
             )
+
+
+def _says_otherwise(value: Any, own: Any) -> bool:
+    try:
+        return bool(value != own)
+    except Exception:  # of tensors and arrays
+        return True
 
 
 def _number_from(low: float, high: float, name: str, value: Any) -> float | None:

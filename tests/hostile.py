@@ -99,6 +99,24 @@ class Number:
         return -self.value
 
 
+class EqualString(str):
+    """A key that is a string, whose comparison runs code."""
+
+    function = staticmethod(lambda: None)
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        EqualString.function()
+        return str.__eq__(self, other)
+
+
+def fresh(value):
+    """The same number or numbers, as objects that nobody else has."""
+    if isinstance(value, tuple):
+        return tuple(map(fresh, value))
+    return float(repr(value)) if isinstance(value, float) else value
+
+
 class EqualToAnything:
     """A key of the same hash as another, whose comparison runs code once it is armed."""
 

@@ -6,11 +6,13 @@ import gc
 import pytest
 import torch
 from hostile import (
+    EqualString,
     EqualToAnything,
     Finalizer,
     Number,
     collector_at_each_allocation,
     drop_gradients,
+    fresh,
     poison,
 )
 from torch.nn import Parameter
@@ -114,6 +116,55 @@ def test_options_changed_meanwhile_hold_from_the_next_step():
     assert optimizer.grad_norm is not None and params[0].grad.any()
     optimizer.step()
     assert not params[0].grad.any()
+
+
+def test_a_hyperparameter_that_writes_an_option_into_its_group():
+    """It is read after the group's values, as it is in the group after this one."""
+    params = make_params([(300,), (300,)])
+    set_grads(params, seed=0)
+    optimizer = fused_optim.AdamW([{"params": [p]} for p in params])
+    groups = optimizer.param_groups
+    for options in ({"state_dtype": torch.bfloat16}, {"max_grad_norm": 1.0}):
+        for group in groups:
+            group["lr"] = Number(0.1, lambda group=group, options=options: group.update(options))
+        if "state_dtype" in options:
+            optimizer.step()
+            continue
+        with pytest.raises(RuntimeError, match="group 0 has max_grad_norm=1.0"):
+            optimizer.step()
+    for p in params:
+        assert optimizer.state[p]["step"] == 1
+        assert optimizer.state[p]["exp_avg"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["lr", "eps", "betas", "maximize"])
+def test_keys_of_groups_that_run_code(name):
+    """What a look-up of one value runs frees the others."""
+    params = make_params(SHAPES)
+    others = copies(params)
+    ours = fused_optim.AdamW(params, lr=0.01)
+    theirs = TORCH[fused_optim.AdamW](others, lr=0.01, foreach=False)
+    set_grads(params, others, seed=0)
+    in_their_place = []
+
+    def replace_values():
+        EqualString.function = staticmethod(lambda: None)
+        for key, value in list(group.items()):
+            group[key] = fresh(value)
+        in_their_place.extend([1e100 + i for i in range(1000)])
+
+    # Keys and numbers that nobody else has.
+    own_key = {name: EqualString(name)}
+    group = {own_key.get(key, key): fresh(value) for key, value in ours.param_groups[0].items()}
+    ours.param_groups[0] = group
+    EqualString.function = staticmethod(replace_values)
+    try:
+        ours.step()
+    finally:
+        EqualString.function = staticmethod(lambda: None)
+    assert in_their_place
+    theirs.step()
+    assert_same_values(params, others, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("where", ["state", "parameter's state"])

@@ -1,5 +1,7 @@
 """Other threads that change what a step works on: it goes on in the memory that it checked."""
 
+import os
+import signal
 import threading
 
 import pytest
@@ -165,3 +167,31 @@ def test_state_dicts_of_two_threads(stepping):
             optimizer.state_dtype = (torch.int8, torch.float32)[i % 2]
             optimizer.step()
     assert dtypes == {torch.float32} and not failed
+
+
+def test_a_state_dict_in_a_process_that_is_forked_meanwhile():
+    """The thread that makes one is not in it, and would let nobody else."""
+    p = Parameter(torch.ones(5000))
+    p.grad = torch.ones_like(p)
+    optimizer = fused_optim.AdamW([p], state_dtype=torch.int8)
+    optimizer.step()
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(*_):
+        if threading.current_thread() is thread:
+            inside.set()
+            done.wait()
+
+    optimizer.register_state_dict_post_hook(wait)
+    thread = threading.Thread(target=optimizer.state_dict)
+    thread.start()
+    inside.wait()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        is_decoded = optimizer.state_dict()["state"][0]["exp_avg"].dtype == torch.float32
+        os._exit(not is_decoded)
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import fused_optim
 import fused_optim._C as _C
+from fused_optim import shards
 
 pytestmark = pytest.mark.process
 #: Seconds, within which a rank that waits for another one is found out.
@@ -115,6 +116,43 @@ def test_a_failure_that_is_told_meanwhile(four):
     four.run(failure_is_told)
 
 
+def failure_is_told_anyhow():
+    """Of a rank that has failed, and gets Ctrl-C before it gets to telling the others."""
+    params, _ = make(line())
+    optimizer = fused_optim.AdamW(params, lr=0.1, max_grad_norm=0.5)
+    set_grads(params)
+    optimizer.step()
+    if dist.get_rank() == 0:
+        made_anyhow = shards._made_anyhow
+
+        def interrupted(*arguments):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return made_anyhow(*arguments)
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        shards._made_anyhow = interrupted
+        try:
+            with handled(signal.SIGUSR1, interrupt), pytest.raises(KeyboardInterrupt):
+                optimizer.step(fail)
+        finally:
+            shards._made_anyhow = made_anyhow
+    else:
+        with pytest.raises(RuntimeError, match="met with an error on rank 0"):
+            optimizer.step()
+    optimizer.step()
+    assert optimizer.state[params[0]]["step"] == 2
+
+
+def fail():
+    raise KeyError
+
+
+def test_a_failure_that_is_about_to_be_told(two):
+    two.run(failure_is_told_anyhow)
+
+
 @contextlib.contextmanager
 def handled(number, handler):
     before = signal.signal(number, handler)
@@ -167,6 +205,58 @@ def test_a_handler_that_is_set_meanwhile_stays():
             signal.signal(signal.SIGUSR1, lambda *_: seen.append("new"))
         os.kill(os.getpid(), signal.SIGUSR1)
         assert seen == ["new"]
+
+
+def test_a_forked_process_holds_none_back():
+    """Whichever thread forks it, as one that starts workers may while another steps."""
+    seen = []
+    with handled(signal.SIGUSR1, lambda *_: seen.append("usr1")), _C.SignalsLater():
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.01)
+            os._exit(len(seen))
+        status = os.waitpid(child, 0)[1]
+        assert not seen
+    assert os.waitstatus_to_exitcode(status) == 1
+
+
+def test_c_code_that_puts_back_what_it_found_meanwhile():
+    """As system(3) does, which ignores Ctrl-C while a command runs."""
+    seen = []
+    thread = threading.Thread(target=os.system, args=["sleep 0.4"])
+    with handled(signal.SIGINT, lambda *_: seen.append("int")):
+        with _C.SignalsLater():
+            thread.start()
+            time.sleep(0.2)
+        with _C.SignalsLater():
+            pass
+        thread.join()
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            with _C.SignalsLater():
+                os.kill(os.getpid(), signal.SIGINT)
+        assert seen == ["int"] * 4
+
+
+def test_a_process_that_a_thread_forks_has_it_as_its_main_thread():
+    seen, codes = [], []
+
+    def fork():
+        child = os.fork()
+        if child == 0:
+            with _C.SignalsLater():
+                os.kill(os.getpid(), signal.SIGUSR1)
+                time.sleep(0.01)
+                seen.append("end")
+            os._exit(seen != ["end", "usr1"])
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with handled(signal.SIGUSR1, lambda *_: seen.append("usr1")):
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+    assert codes == [0]
 
 
 def test_another_thread_holds_none_back():

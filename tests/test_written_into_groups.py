@@ -1,5 +1,6 @@
 """What is written into a parameter group by hand, which no constructor has checked."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import Parameter
@@ -50,6 +51,28 @@ def test_options_of_the_whole_optimizer(name, options):
     optimizer.step()
     assert [optimizer.state[p]["step"].item() for p in params] == [2, 2]
     assert (optimizer.fallback_reason is None) == ("foreach" not in options)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([1.0, 2.0]), np.array([1.0, 2.0])], ids=type)
+@pytest.mark.parametrize("options", [{}, {"foreach": True}])
+def test_options_that_can_not_be_compared(value, options):
+    _, optimizer = make(fused_optim.AdamW, **options)
+    optimizer.param_groups[1]["zero_grads"] = value
+    with pytest.raises(RuntimeError, match="AdamW: group 1 has zero_grads=.*Nothing was changed"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+def test_options_in_a_group_without_parameters():
+    """Where the kernels look at nothing else."""
+    _, optimizer = make(fused_optim.AdamW)
+    optimizer.add_param_group({"params": []})
+    optimizer.step()
+    optimizer.param_groups[2]["max_grad_norm"] = 1.0
+    with pytest.raises(RuntimeError, match="AdamW: group 2 has max_grad_norm=1.0"):
+        optimizer.step()
+    del optimizer.param_groups[2]["max_grad_norm"]
+    optimizer.step()
 
 
 def test_options_of_the_whole_optimizer_where_steps_are_compiled():

@@ -140,7 +140,11 @@ ParamGroup read_group(PyObject* group, const RuleRows& rows, const RuleSpec& rul
                       Py_ssize_t number) {
   ParamGroup read;
   read.params = read_params(group);
-  if (PyList_GET_SIZE(read.params.get()) == 0) return read;
+  if (PyList_GET_SIZE(read.params.get()) == 0) {
+    last.size = 0;  // as the look-ups may run code, too
+    refuse_step_options(group, optimizer, number);
+    return read;
+  }
   GroupItems items(group, rows, last);
   for (int i = 0; i < rule.num_hyperparameters; ++i) {
     const char* name = rule.hyperparameters[i];

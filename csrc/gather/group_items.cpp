@@ -41,6 +41,7 @@ GroupItems::GroupItems(PyObject* group, const RuleRows& rows, LastKeys& last)
     : group_(group), rows_(rows), last_(last) {
   PyObject *key, *value;
   int number = 0;
+  bool has_other_keys = false;
   for (Py_ssize_t position = 0; PyDict_Next(group, &position, &key, &value); ++number) {
     const bool is_as_before = number < last.size && last.keys[number] == key;
     const uint32_t uses = is_as_before ? last.uses[number] : uses_of(key, rows);
@@ -52,8 +53,12 @@ GroupItems::GroupItems(PyObject* group, const RuleRows& rows, LastKeys& last)
     for (uint32_t rest = uses & kOfHyperparameters; rest != 0; rest &= rest - 1)
       hyperparameters_[__builtin_ctz(rest)] = value;
     if ((uses & kIsMaximize) != 0) maximize_ = value;
-    may_have_options_ |= (uses & kMayBeOption) != 0;
+    if ((uses & kMayBeOption) == 0) continue;
+    may_have_options_ = true;
+    has_other_keys |= !PyUnicode_CheckExact(key);
   }
+  // A lookup compares them, which is code of the user's.
+  if (has_other_keys) may_have_changed();
 }
 
 /// Looked up where the walk did not find it as well: keys that were unpickled are not interned.

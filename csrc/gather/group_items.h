@@ -37,6 +37,7 @@ class GroupItems {
   /// To be said when a value was read that may have run code.
   void may_have_changed() {
     is_fresh_ = false;
+    may_have_options_ = true;
     last_.size = 0;
   }
 

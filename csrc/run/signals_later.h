@@ -15,6 +15,9 @@ namespace fused_optim {
 /// what C code has put in the place of Python's own handler.
 class SignalsLater {
  public:
+  /// Once, when the module is imported.
+  static void prepare();
+
   ~SignalsLater();
 
   void enter();
